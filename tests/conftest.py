@@ -1,0 +1,22 @@
+"""Fixtures that every test file may use."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real scenes and splat files kept beside the repository; tests that need it skip without it."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "scenes").is_dir():
+        pytest.skip(f"no folder of real scenes at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def builtin_scene() -> Path:
+    """The scene that ships with the repository."""
+    return ROOT / "data" / "scene"
