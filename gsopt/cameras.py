@@ -1,0 +1,76 @@
+"""Pinhole cameras: what a photo's pixels see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """One pinhole camera without lens distortion.
+
+    name: unique in its scene; path of the photo relative to the images folder: "0001.jpg", "train/r_0.png".
+    width, height: pixels.
+    K: [3, 3] float32 intrinsics, pixels; the centre of the top left pixel is (0.5, 0.5) as in COLMAP, gsplat.
+    viewmat: [4, 4] float32 world-to-camera, OpenCV axes (x right, y down, z forward), world units.
+    """
+
+    name: str
+    width: int
+    height: int
+    K: Tensor  # [3, 3]
+    viewmat: Tensor  # [4, 4]
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            size = f"{self.width}x{self.height}"
+            raise ValueError(f"camera {self.name!r}: size {size}, expected at least 1x1 pixels")
+        for field, tensor, shape in (("K", self.K, (3, 3)), ("viewmat", self.viewmat, (4, 4))):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(
+                    f"camera {self.name!r}: {field} is {list(tensor.shape)}, expected {list(shape)}"
+                )
+
+    @property
+    def center(self) -> Tensor:
+        """[3] position of the pinhole in world units: -R^T t."""
+        return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
+
+    def resized(self, width: int, height: int) -> "Camera":
+        """The same camera with `width` x `height` pixels: K scaled per axis."""
+        scale = (width / self.width, height / self.height, 1.0)
+        K = self.K * torch.tensor(scale, device=self.K.device)[:, None]  # [3, 3]
+        return replace(self, width=width, height=height, K=K)
+
+
+def cameras_extent(cameras: Sequence[Camera]) -> float:
+    """Size of a capture in world units: 1.1 x the largest distance of a camera centre from their mean.
+
+    As the original 3DGS (Kerbl et al. 2023, `cameras_extent` in its code) defines it; it scales the learning
+    rate of positions and the densification thresholds. 0.0 where all cameras stand at one place.
+
+    Raises ValueError without cameras.
+    """
+    if not cameras:
+        raise ValueError("cameras_extent: no cameras, expected at least one")
+    centers = torch.stack([camera.center.double().cpu() for camera in cameras])  # [C, 3]
+    return 1.1 * (centers - centers.mean(dim=0)).norm(dim=1).max().item()
+
+
+def camera_to_json(camera: Camera, index: int) -> dict:
+    """The camera's entry in `cameras.json` of the original 3DGS, which viewers read.
+
+    `position` is the centre, `rotation` the camera-to-world rotation (rows, OpenCV axes); `fx`, `fy` pixels.
+    """
+    return {
+        "id": index,
+        "img_name": camera.name,
+        "width": camera.width,
+        "height": camera.height,
+        "position": camera.center.tolist(),
+        "rotation": camera.viewmat[:3, :3].T.tolist(),
+        "fy": camera.K[1, 1].item(),
+        "fx": camera.K[0, 0].item(),
+    }
