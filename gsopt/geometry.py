@@ -48,8 +48,8 @@ def sh_degree_of(num_bases: int) -> int:
 def sh_basis(degree: int, dirs: Tensor) -> Tensor:
     """Real spherical harmonics of all bands up to `degree` at unit directions.
 
-    The Cartesian polynomials of Sloan, "Efficient Spherical Harmonic Evaluation" (JCGT 2013), appendix A2, in the
-    order l = 0, 1, ..., m = -l..l and with the signs of 3DGS: the Condon-Shortley factor (-1)^m is kept.
+    Cartesian polynomials (Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013), in the order
+    l = 0, 1, ..., m = -l..l and with the signs of 3DGS: the Condon-Shortley factor (-1)^m is kept.
 
     Args:
         degree: 0 to 4.

@@ -1,0 +1,180 @@
+"""The dictionary of intermediate results that a rasterization returns, with gsplat's keys, shapes and dtypes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsopt.render.call import RenderCall
+
+
+class RenderInfo(dict):
+    """Intermediate results; the lists of tile intersections are computed when they are first looked at.
+
+    Only `info["tiles_per_gauss"]` and its three siblings, or anything that lists or copies the whole dictionary,
+    causes that computation: a backend that bins into tiles in its own way pays nothing for them.
+    """
+
+    INTERSECTIONS = ("tiles_per_gauss", "isect_ids", "flatten_ids", "isect_offsets")
+
+    def __missing__(self, key: str) -> Any:
+        if key not in self.INTERSECTIONS:
+            raise KeyError(key)
+        camera_ids = self["camera_ids"]
+        tiles = tile_intersections(
+            self["means2d"],
+            self["radii"],
+            self["depths"],
+            self["tile_size"],
+            self["tile_width"],
+            self["tile_height"],
+            n_images=self["n_cameras"],
+            image_ids=camera_ids,
+        )
+        self.update(zip(self.INTERSECTIONS, tiles, strict=True))
+        return self[key]
+
+    def _complete(self) -> "RenderInfo":
+        self[self.INTERSECTIONS[0]]
+        return self
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.INTERSECTIONS or super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    # Overriding __iter__ also makes dict(info) and {**info} come through here.
+    def __iter__(self) -> Iterator[str]:
+        return super(RenderInfo, self._complete()).__iter__()
+
+    def __len__(self) -> int:
+        return super(RenderInfo, self._complete()).__len__()
+
+    def keys(self):
+        return super(RenderInfo, self._complete()).keys()
+
+    def values(self):
+        return super(RenderInfo, self._complete()).values()
+
+    def items(self):
+        return super(RenderInfo, self._complete()).items()
+
+
+def render_info(
+    call: RenderCall,
+    *,
+    radii: Tensor,  # int32 [C, N, 2] or [nnz, 2]
+    means2d: Tensor,  # [C, N, 2] or [nnz, 2]
+    depths: Tensor,  # [C, N] or [nnz]
+    conics: Tensor,  # [C, N, 3] or [nnz, 3]
+    opacities: Tensor,  # [C, N] or [nnz]
+    camera_ids: Tensor | None = None,  # int64 [nnz] when packed
+    gaussian_ids: Tensor | None = None,  # int64 [nnz] when packed
+) -> RenderInfo:
+    """Collect what a backend has computed under gsplat's keys.
+
+    `means2d` is stored as given: it should have been through :func:`tracked`, and be the very tensor that the
+    picture was composited from.
+    """
+    return RenderInfo(
+        batch_ids=None if camera_ids is None else torch.zeros_like(camera_ids),
+        camera_ids=camera_ids,
+        gaussian_ids=gaussian_ids,
+        radii=radii,
+        means2d=means2d,
+        depths=depths,
+        conics=conics,
+        opacities=opacities,
+        tile_width=call.tile_width,
+        tile_height=call.tile_height,
+        width=call.width,
+        height=call.height,
+        tile_size=call.tile_size,
+        n_batches=1,
+        n_cameras=call.num_cameras,
+    )
+
+
+def tracked(means2d: Tensor) -> Tensor:
+    """`means2d` such that `retain_grad` works under grad mode, also where all geometry is frozen.
+
+    Densification reads this gradient whatever is being trained.
+    """
+    if torch.is_grad_enabled() and not means2d.requires_grad:
+        means2d.requires_grad_()
+    return means2d
+
+
+@torch.no_grad()
+def tile_intersections(
+    means2d: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    tile_size: int,
+    tile_width: int,
+    tile_height: int,
+    *,
+    n_images: int,
+    image_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """List the tiles that each splat's rectangle touches, in the order in which a tile composites them.
+
+    A splat touches the tiles that its rectangle, means2d plus and minus radii, overlaps; one with a radius of zero
+    touches none. Within a tile the order is by depth rounded to float32, equal depths by index.
+
+    Args:
+        means2d: centres in pixels. [C, N, 2], or [nnz, 2] when packed.
+        radii: half sizes of the rectangles in pixels, int32. [C, N, 2] or [nnz, 2]
+        depths: positive z in camera coordinates. [C, N] or [nnz]
+        tile_size: pixels.
+        tile_width: tiles in a row.
+        tile_height: tiles in a column.
+        n_images: C.
+        image_ids: image of each splat when packed, int64. [nnz]
+
+    Returns:
+        A tuple of
+
+        - tiles_per_gauss: number of tiles of each splat, int32. [C, N] or [nnz]
+        - isect_ids: sorted keys, image | tile | 32 bits of the depth, int64. [n_isects]
+        - flatten_ids: index into the C * N or nnz splats, int32. [n_isects]
+        - isect_offsets: first intersection of each tile, int32. [C, tile_height, tile_width]
+
+    Raises:
+        ValueError: there are more tiles than the keys can number.
+    """
+    tile_bits = (tile_width * tile_height).bit_length()
+    if n_images.bit_length() + tile_bits > 32:
+        raise ValueError(f"tile_size: {n_images} images of {tile_width} x {tile_height} tiles are too many")
+    device = means2d.device
+    if image_ids is None:
+        image_ids = torch.arange(n_images, device=device).repeat_interleave(means2d.shape[-2])
+    flat_radii = radii.reshape(-1, 2)
+    center = means2d.reshape(-1, 2) / tile_size
+    reach = flat_radii.to(center.dtype) / tile_size
+    grid = torch.tensor([tile_width, tile_height], dtype=center.dtype, device=device)
+    first = (center - reach).floor().clamp_min(0).minimum(grid).long()  # [nnz, 2] x, y
+    end = (center + reach).ceil().clamp_min(0).minimum(grid).long()
+    span = (end - first) * (flat_radii > 0).all(-1, keepdim=True)
+    counts = span.prod(-1)  # [nnz]
+
+    owner = torch.arange(len(counts), device=device).repeat_interleave(counts)  # [n_isects]
+    rank = torch.arange(len(owner), device=device) - (counts.cumsum(0) - counts)[owner]
+    columns = span[owner, 0]
+    tile_x = first[owner, 0] + rank % columns
+    tile_y = first[owner, 1] + rank // columns
+    depth_bits = depths.reshape(-1).float().view(torch.int32).long() & 0xFFFFFFFF
+    keys = (image_ids[owner] << tile_bits | (tile_y * tile_width + tile_x)) << 32 | depth_bits[owner]
+    isect_ids, order = keys.sort(stable=True)
+
+    tiles = torch.arange(tile_width * tile_height, device=device)
+    images = torch.arange(n_images, device=device)
+    offsets = torch.searchsorted(isect_ids >> 32, images[:, None] << tile_bits | tiles, out_int32=True)
+    return (
+        counts.int().reshape(depths.shape),
+        isect_ids,
+        owner[order].int(),
+        offsets.reshape(n_images, tile_height, tile_width),
+    )
