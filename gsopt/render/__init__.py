@@ -1,7 +1,7 @@
 """Rasterization of Gaussians: one interface, three backends.
 
-`reference` is plain PyTorch, slow and readable; `cpu` is the native kernel; `cuda` is gsplat. Each is a module with
-one function `render(call) -> (colors, alphas, info)`.
+`reference` is plain PyTorch, slow and readable; `cpu` is the native kernel; `cuda` is gsplat. Each is a module
+with one function `render(call) -> (colors, alphas, info)`.
 """
 
 import importlib
@@ -56,9 +56,9 @@ def rasterization(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render Gaussians into the images of C pinhole cameras, differentiably.
 
-    The arguments, their order and defaults, and the results are those of gsplat 1.5.3's `rasterization`. The model
-    is that of 3DGS (Kerbl et al. 2023): each Gaussian is projected with the local affine approximation of Zwicker
-    et al. 2001 and alpha-composited front to back.
+    The arguments, their order and defaults, and the results are those of gsplat 1.5.3's `rasterization`. The
+    model is that of 3DGS (Kerbl et al. 2023): each Gaussian is projected with the local affine approximation of
+    Zwicker et al. (2001) and alpha-composited front to back.
 
     Args:
         means: centres in world units. [N, 3]
@@ -66,42 +66,42 @@ def rasterization(
         scales: standard deviations in world units. [N, 3]; may be None with `covars`.
         opacities: 0 to 1. [N]
         colors: values of D channels [N, D], or per camera [C, N, D]. With `sh_degree`: spherical harmonics
-            coefficients [N, K, 3] or [C, N, K, 3], or a pair of the first coefficient [N, 1, 3] and the others
-            [N, K-1, 3], which saves a concatenation.
+            coefficients [N, K, 3] or [C, N, K, 3], or a pair of the first coefficient [N, 1, 3] and the
+            others [N, K-1, 3], which saves a concatenation.
         viewmats: world-to-camera matrices, camera axes x right, y down, z forward. [C, 4, 4]
         Ks: intrinsics in pixels, centres of pixels at +0.5. [C, 3, 3]
         width, height: size of the images in pixels.
-        near_plane, far_plane: Gaussians with a centre nearer or farther than this (z, world units) are left out.
+        near_plane, far_plane: Gaussians whose centre is nearer or farther (z, world units) are left out.
         radius_clip: Gaussians of this radius or less on the image, in pixels, are left out.
         eps2d: added to the variance of every splat, in pixels squared.
         sh_degree: highest band used, or None when `colors` are values. The colour is the sum of the harmonics
             plus 0.5, at least 0.
-        packed: whether `info` has rows only for the visible pairs of camera and Gaussian, [nnz, ...], in place of
-            [C, N, ...] with radius 0 and zeros for the others. The images are the same.
+        packed: whether `info` has rows only for the visible pairs of camera and Gaussian, [nnz, ...], in place
+            of [C, N, ...] with radius 0 and zeros for the others. The images are the same.
         tile_size: pixels; a splat is composited only into the tiles that its rectangle touches.
         backgrounds: colour behind everything. [C, D]
-        render_mode: "RGB" (colours), "D" (accumulated z), "ED" (expected z: accumulated z over alpha), "RGB+D",
-            "RGB+ED" (depth is the last channel).
+        render_mode: "RGB" (colours), "D" (accumulated z), "ED" (expected z: accumulated z over alpha),
+            "RGB+D", "RGB+ED" (depth is the last channel).
         sparse_grad: sparse gradients; only on CUDA.
-        absgrad: after backward, `info["means2d"].absgrad` holds the sum over pixels of the absolute values of the
-            gradient (AbsGS, Ye et al. 2024).
-        rasterize_mode: "antialiased" scales opacities by sqrt(det(Σ) / det(Σ + eps2d I)), Σ the covariance on the
-            image (Mip-Splatting, Yu et al. 2024).
+        absgrad: after backward, `info["means2d"].absgrad` holds the sum over pixels of the absolute values of
+            the gradient (AbsGS, Ye et al. 2024).
+        rasterize_mode: "antialiased" scales opacities by sqrt(det(Σ) / det(Σ + eps2d I)), where Σ is the
+            covariance on the image (Mip-Splatting, Yu et al. 2024).
         channel_chunk: channels that gsplat composites at once; without influence on the results.
         segmented: way of sorting in gsplat; without influence on the results.
         covars: covariances in world units squared in place of `quats` and `scales`. [N, 3, 3]
-        distributed, camera_model, with_ut, with_eval3d, radial_coeffs, tangential_coeffs, thin_prism_coeffs,
-            ftheta_coeffs, rolling_shutter, viewmats_rs: only their defaults are supported.
-        backend: "reference", "cpu" or "cuda"; by default "cuda" for float32 tensors on a CUDA device, "cpu" for
-            float32 tensors on the CPU, and "reference" for other dtypes and devices.
+        distributed, camera_model, with_ut, with_eval3d, radial_coeffs, tangential_coeffs,
+            thin_prism_coeffs, ftheta_coeffs, rolling_shutter, viewmats_rs: only the defaults are supported.
+        backend: "reference", "cpu" or "cuda"; by default "cuda" for float32 tensors on a CUDA device, "cpu"
+            for float32 tensors on the CPU, and "reference" for other dtypes and devices.
 
     Returns:
         A tuple of
 
         - colors: [C, height, width, D]; D + 1 channels with depth, 1 with depth alone.
         - alphas: [C, height, width, 1], 0 to 1.
-        - info: intermediate results under gsplat's keys. `info["means2d"]` is in the graph, and under grad mode
-          requires grad also when all geometry is frozen: `retain_grad` works.
+        - info: intermediate results under gsplat's keys. `info["means2d"]` is in the graph, and under grad
+          mode requires grad also when all geometry is frozen: `retain_grad` works.
 
     Raises:
         ValueError, TypeError: an argument is unusable; the message names it.

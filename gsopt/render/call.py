@@ -10,9 +10,7 @@ from gsopt.geometry import MAX_SH_DEGREE, num_sh_bases
 
 # Semantics of gsplat 1.5.3; the native kernel mirrors these numbers.
 ALPHA_MIN = 1 / 255  # a Gaussian is skipped at a pixel where its alpha is below
-ALPHA_MAX = (
-    0.999  # alpha is clamped here, its gradient is zero beyond (gsplat 1.6 development versions: 0.99)
-)
+ALPHA_MAX = 0.999  # alpha is clamped here; no gradient beyond (0.99 in development versions of gsplat 1.6)
 TRANSMITTANCE_STOP = 1e-4  # a pixel ends before the Gaussian that would leave this much light, or less
 EXTENT_SIGMAS = 3.33  # largest half-size of a splat's rectangle, in standard deviations
 FOV_MARGIN = 0.3  # how far, in half image sizes, the point of linearisation may lie outside the image
@@ -107,7 +105,7 @@ class RenderCall:
 
     @property
     def sh_parts(self) -> tuple[Tensor, Tensor]:
-        """Coefficients of degree 0 and of the rest: [(C,) N, 1, 3], [(C,) N, K-1, 3]; views of a single tensor."""
+        """Coefficients of degree 0, [(C,) N, 1, 3], and the others, [(C,) N, K-1, 3]; views of one tensor."""
         if isinstance(self.colors, tuple):
             return self.colors
         return self.colors[..., :1, :], self.colors[..., 1:, :]
@@ -142,7 +140,7 @@ def _check_gaussians(call: RenderCall) -> None:
         raise ValueError(f"means: expected dtype float32 or float64, found {_dtype_name(call.means)}")
     if call.means.ndim > 2:
         raise NotImplementedError(
-            f"means: batch dimensions are not supported: expected shape [N, 3], found {list(call.means.shape)}"
+            f"means: batch dimensions are not supported: expected [N, 3], found {list(call.means.shape)}"
         )
     _check_tensor(call, "means", call.means, "N 3")
     _check_tensor(call, "viewmats", call.viewmats, "C 4 4")
@@ -159,9 +157,7 @@ def _check_colors(call: RenderCall) -> None:
     degree = call.sh_degree
     if degree is None:
         if isinstance(call.colors, tuple):
-            raise ValueError(
-                "colors: a pair (feature_dc, feature_rest) needs sh_degree, found sh_degree=None"
-            )
+            raise ValueError("colors: a pair (feature_dc, feature_rest) needs sh_degree, found None")
         _check_tensor(call, "colors", call.colors, "N D", "C N D")
         if call.colors.shape[-1] == 0:
             raise ValueError("colors: expected at least one channel, found 0")
@@ -197,7 +193,7 @@ def _check_harmonics(call: RenderCall, degree: int) -> None:
 
 
 def _check_tensor(call: RenderCall, name: str, tensor: object, *layouts: str) -> None:
-    """Compare type, shape, dtype and device with `layouts` ("N 3": letters are sizes) and with `call.means`."""
+    """Compare type, shape, dtype and device with `layouts` ("N 3": letters are sizes) and `call.means`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, found {type(tensor).__name__}")
     sizes = {"N": call.means.shape[0] if call.means.ndim == 2 else None}

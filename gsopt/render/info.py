@@ -1,4 +1,4 @@
-"""The dictionary of intermediate results that a rasterization returns, with gsplat's keys, shapes and dtypes."""
+"""The dictionary of intermediate results of a rasterization, with gsplat's keys, shapes and dtypes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +12,8 @@ from gsopt.render.call import RenderCall
 class RenderInfo(dict):
     """Intermediate results; the lists of tile intersections are computed when they are first looked at.
 
-    Only `info["tiles_per_gauss"]` and its three siblings, or anything that lists or copies the whole dictionary,
-    causes that computation: a backend that bins into tiles in its own way pays nothing for them.
+    Only `info["tiles_per_gauss"]` and its three siblings, or anything that lists or copies the whole
+    dictionary, causes that computation: a backend that bins into tiles in its own way pays nothing for them.
     """
 
     INTERSECTIONS = ("tiles_per_gauss", "isect_ids", "flatten_ids", "isect_offsets")
@@ -43,7 +43,7 @@ class RenderInfo(dict):
         return key in self.INTERSECTIONS or super().__contains__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 (it is the definition of get)
 
     # Overriding __iter__ also makes dict(info) and {**info} come through here.
     def __iter__(self) -> Iterator[str]:
@@ -121,8 +121,8 @@ def tile_intersections(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """List the tiles that each splat's rectangle touches, in the order in which a tile composites them.
 
-    A splat touches the tiles that its rectangle, means2d plus and minus radii, overlaps; one with a radius of zero
-    touches none. Within a tile the order is by depth rounded to float32, equal depths by index.
+    A splat touches the tiles that its rectangle, means2d plus and minus radii, overlaps; one with a radius of
+    zero touches none. Within a tile the order is by depth rounded to float32, equal depths by index.
 
     Args:
         means2d: centres in pixels. [C, N, 2], or [nnz, 2] when packed.
