@@ -1,7 +1,7 @@
 """Rasterization of Gaussians: one interface, three backends.
 
-`reference` is plain PyTorch, slow and readable; `cpu` is the native kernel; `cuda` is gsplat. Each is a module
-with one function `render(call) -> (colors, alphas, info)`.
+`reference` is plain PyTorch, slow and readable; `cpu` is the native kernel; `cuda` is gsplat. Each is a
+module with one function `render(call) -> (colors, alphas, info)`.
 """
 
 import importlib
@@ -57,8 +57,8 @@ def rasterization(
     """Render Gaussians into the images of C pinhole cameras, differentiably.
 
     The arguments, their order and defaults, and the results are those of gsplat 1.5.3's `rasterization`. The
-    model is that of 3DGS (Kerbl et al. 2023): each Gaussian is projected with the local affine approximation of
-    Zwicker et al. (2001) and alpha-composited front to back.
+    model is that of 3DGS (Kerbl et al. 2023): each Gaussian is projected with the local affine approximation
+    of Zwicker et al. (2001) and alpha-composited front to back.
 
     Args:
         means: centres in world units. [N, 3]
@@ -76,8 +76,8 @@ def rasterization(
         eps2d: added to the variance of every splat, in pixels squared.
         sh_degree: highest band used, or None when `colors` are values. The colour is the sum of the harmonics
             plus 0.5, at least 0.
-        packed: whether `info` has rows only for the visible pairs of camera and Gaussian, [nnz, ...], in place
-            of [C, N, ...] with radius 0 and zeros for the others. The images are the same.
+        packed: whether `info` has rows only for the visible pairs of camera and Gaussian, [nnz, ...], in
+            place of [C, N, ...] with radius 0 and zeros for the others. The images are the same.
         tile_size: pixels; a splat is composited only into the tiles that its rectangle touches.
         backgrounds: colour behind everything. [C, D]
         render_mode: "RGB" (colours), "D" (accumulated z), "ED" (expected z: accumulated z over alpha),
