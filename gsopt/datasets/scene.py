@@ -1,0 +1,60 @@
+"""What a loaded scene is: views (a camera and its photo) and a point cloud."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gsopt.cameras import Camera
+
+
+@dataclass(eq=False)
+class View:
+    """A camera and the photo it took.
+
+    image: uint8 [H, W, 3], or [H, W, 4] with straight (not premultiplied) alpha; H, W are the camera's.
+    path: the file the photo was read from, None where there is none.
+    """
+
+    camera: Camera
+    image: Tensor  # [H, W, 3 or 4]
+    path: Path | None = None
+
+    def rgb(self, background: Tensor) -> Tensor:
+        """The photo as float32 [H, W, 3] in 0..1, composited on `background` [3] where it has alpha."""
+        pixels = self.image.float().div_(255.0)  # [H, W, 3 or 4]
+        if pixels.shape[-1] == 3:
+            return pixels
+        color, alpha = pixels[..., :3], pixels[..., 3:]
+        return torch.lerp(background.to(pixels), color, alpha)
+
+
+@dataclass(eq=False)
+class PointCloud:
+    """Coloured points in world units."""
+
+    xyz: Tensor  # [P, 3] float32
+    rgb: Tensor  # [P, 3] float32 0..1
+
+
+@dataclass(eq=False)
+class Scene:
+    """Everything a training run reads from a scene's folder.
+
+    format: "colmap", "nerf-synthetic" or "transforms".
+    train, test: views sorted by name; train has at least one. Names are unique within each of the two.
+    extent: size of the capture in world units, `cameras_extent` of the train cameras.
+    """
+
+    path: Path
+    format: str
+    train: list[View]
+    test: list[View]
+    points: PointCloud
+    extent: float
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether any photo has transparent pixels: then the background colour matters."""
+        return any(view.image.shape[-1] == 4 for view in (*self.train, *self.test))
