@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsopt.errors import MissingExtra
+from gsopt.errors import InputError, MissingExtra
+from gsopt.render import reference
 from gsopt.render.call import RenderCall
 
 
@@ -14,31 +15,49 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
 
     Raises:
         gsopt.errors.MissingExtra: gsplat is not installed.
-        NotImplementedError: `Ks` requires grad; gsplat would leave it without one.
+        gsopt.errors.InputError: gsplat is installed without its kernels and could not build them.
+        NotImplementedError: see `gsplat_arguments`.
     """
+    arguments = gsplat_arguments(call)
+    if call.num_gaussians == 0:
+        return reference.render(call)  # gsplat divides by the number of Gaussians
     try:
         import gsplat
+        from gsplat.cuda._backend import _C
     except ModuleNotFoundError as error:
         if error.name != "gsplat":
             raise
         raise MissingExtra("gsplat", "cuda", "rendering on CUDA") from error
-    return gsplat.rasterization(**gsplat_arguments(call))
+    if _C is None:
+        raise InputError(
+            "rendering on CUDA: gsplat has no compiled kernels, and no CUDA toolkit (nvcc) to build them: "
+            "install the toolkit, or a wheel of gsplat that is built for this torch and CUDA"
+        )
+    return gsplat.rasterization(**arguments)
 
 
 def gsplat_arguments(call: RenderCall) -> dict[str, Any]:
     """The keyword arguments of `gsplat.rasterization` for a checked call.
 
     Raises:
-        NotImplementedError: `Ks` requires grad.
+        NotImplementedError: `Ks` requires grad, which gsplat would ignore; or `absgrad` with more channels
+            than `channel_chunk`, of which gsplat would keep the last chunk's only.
     """
     grad = torch.is_grad_enabled()
     if grad and call.Ks.requires_grad:
         raise NotImplementedError("Ks: only the reference backend differentiates the intrinsics")
+    channels = call.renders_color * call.num_channels + call.renders_depth
+    if call.absgrad and channels > call.channel_chunk:
+        raise NotImplementedError(
+            f"absgrad: gsplat needs channel_chunk to be at least the {channels} channels rendered, "
+            f"found {call.channel_chunk}"
+        )
     means, colors = call.means, call.colors
     if isinstance(colors, tuple):
         colors = torch.cat(colors, dim=-2)  # [(C,) N, K, 3]
-    geometry = (means, call.quats, call.scales, call.opacities, call.viewmats, call.covars)
-    if grad and not any(tensor is not None and tensor.requires_grad for tensor in geometry):
+    shapes = (call.quats, call.scales) if call.covars is None else (call.covars,)
+    geometry = (means, *shapes, call.opacities, call.viewmats)
+    if grad and not any(tensor.requires_grad for tensor in geometry):
         # gsplat gives means2d a gradient only when the projection has one to compute; densification needs it.
         means = means.detach().requires_grad_()
     return {
