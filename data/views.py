@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 SIZE = 256  # pixels, width and height
-TARGET = np.array([0.0, 0.0, 0.38])
+TARGET = np.array([0.0, 0.0, 0.42])
 COUNTS = {"train": 60, "test": 20, "val": 10}
 
 
 def camera_angle_x() -> float:
     """Horizontal field of view over the full width, radians."""
-    return 0.62
+    return 0.65
 
 
 def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -56,8 +56,8 @@ def split_poses(split: str) -> np.ndarray:
     for i in range(count):
         height = low + (high - low) * (i + 0.5 + generator.uniform(-0.3, 0.3)) / count
         azimuth = start + i * golden + generator.uniform(-0.05, 0.05)
-        aim = TARGET + generator.uniform(-0.05, 0.05, 3)
-        poses.append(look_at(on_sphere(azimuth, math.asin(height), generator.uniform(3.85, 4.35)), aim))
+        aim = TARGET + generator.uniform(-0.02, 0.02, 3)
+        poses.append(look_at(on_sphere(azimuth, math.asin(height), generator.uniform(3.95, 4.35)), aim))
     return np.stack(poses)[generator.permutation(count)]
 
 
