@@ -1,0 +1,51 @@
+"""Which device a run uses. The one place outside `render.cuda` that asks for CUDA."""
+
+import os
+
+import torch
+
+from gsopt.errors import InputError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`: "cpu", "cuda", or "auto" (CUDA where there is one, else the CPU).
+
+    Raises InputError where CUDA is asked for and torch finds none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError(
+            "--device cuda: torch finds no CUDA device here; "
+            "use --device cpu, or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def cpu_count() -> int:
+    """Processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else (os.cpu_count() or 1)
+
+
+def describe(device: torch.device, threads: int) -> str:
+    """The device in words: "CPU, 2 threads" or the name of the graphics card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {threads} thread{'s' * (threads != 1)}"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most this process has held so far, on the card for CUDA, else resident in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it, so that a clock means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

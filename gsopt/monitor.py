@@ -1,0 +1,162 @@
+"""What a run tells while it trains: TensorBoard events, and the progress line of the terminal.
+
+Tags are those of the original 3DGS where it has one; the others are ours. Writing is cheap enough to leave
+on: losses every 10 steps as one event, norms every 50.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LOSSES_EVERY = 10  # steps between the events of losses, learning rates, counts
+NORMS_EVERY = 50  # steps between the events of norms: they read every parameter, gradient and moment
+PICTURES = 4  # views of each split whose pictures are kept
+PSNR_MEMORY = 0.9  # weight of the past in the running PSNR, one training view every LOSSES_EVERY steps
+
+
+class Monitor:
+    """TensorBoard events of one run. Without a folder it takes everything and writes nothing."""
+
+    def __init__(self, folder: Path | None, first_step: int = 0) -> None:
+        """Events of `first_step` and later that an interrupted run left in `folder` are disregarded."""
+        self.writer = None
+        self.pictured: set[str] = set()  # tags whose photo has been written
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One event with all these values: a tenth of the cost of one event each."""
+        if self.writer is None or not values:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        entries = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
+        self.writer.file_writer.add_summary(Summary(value=entries), step)
+
+    def losses(self, terms: Mapping[str, float], milliseconds: float, gaussians: int, step: int) -> None:
+        """Loss terms of one step by name ("l1", "ssim", "total", ...), and how long a step takes."""
+        values = {f"train_loss_patches/{LOSS_TAGS.get(name, name)}": value for name, value in terms.items()}
+        self.scalars(values | {"iter_time": milliseconds, "total_points": gaussians}, step)
+
+    def groups(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Learning rate of each group, and whether it is frozen (0 or 1)."""
+        values = {}
+        for group in optimizer.param_groups:
+            values[f"lr/{group['name']}"] = float(group["lr"])
+            values[f"frozen/{group['name']}"] = float(group.get("frozen", False))
+        self.scalars(values, step)
+
+    @contextlib.contextmanager
+    def norms(self, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
+        """Around `optimizer.step()`: norms of each group's gradient, update and moments.
+
+        `update_norm` is relative: norm of the change over norm of the parameter. `moment_norm` is that of the
+        first moment (Adam's `exp_avg`, SGD's `momentum_buffer`).
+        """
+        if self.writer is None or step % NORMS_EVERY:
+            yield
+            return
+        values: dict[str, float] = {}
+        before = [
+            [p.detach() if p.grad is None else p.detach().clone() for p in group["params"]]
+            for group in optimizer.param_groups
+        ]
+        for group in optimizer.param_groups:
+            values[f"grad_norm/{group['name']}"] = _norm(p.grad for p in group["params"])
+        yield
+        for group, old in zip(optimizer.param_groups, before, strict=True):
+            params = group["params"]
+            change = _norm(p.detach() - q for p, q in zip(params, old, strict=True))
+            values[f"update_norm/{group['name']}"] = change / max(_norm(old), 1e-12)
+            states = [optimizer.state.get(p, {}) for p in params]
+            moments = (state.get("exp_avg", state.get("momentum_buffer")) for state in states)
+            values[f"moment_norm/{group['name']}"] = _norm(moments)
+        self.scalars(values, step)
+
+    def refinement(self, cloned: int, split: int, pruned: int, step: int) -> None:
+        """What densification did in this step: numbers of Gaussians."""
+        self.scalars({"gaussians/cloned": cloned, "gaussians/split": split, "gaussians/pruned": pruned}, step)
+
+    def evaluation(self, split: str, metrics: Mapping[str, float | None], step: int) -> None:
+        """Mean metrics of a split, "test" or "train"."""
+        known = {name: value for name, value in metrics.items() if value is not None}
+        self.scalars(
+            {f"{split}/loss_viewpoint - {LOSS_TAGS.get(name, name)}": v for name, v in known.items()}, step
+        )
+
+    def picture(self, split: str, name: str, render: Tensor, photo: Tensor, step: int) -> None:
+        """A view as it is rendered now, [H, W, 3] in 0..1, and, once, its photo."""
+        if self.writer is None:
+            return
+        tag = f"{split}_view_{Path(name).with_suffix('').as_posix().replace('/', '_')}"
+        self.writer.add_image(f"{tag}/render", render.clamp(0, 1), step, dataformats="HWC")
+        if tag not in self.pictured:
+            self.pictured.add(tag)
+            self.writer.add_image(f"{tag}/ground_truth", photo.clamp(0, 1), step, dataformats="HWC")
+
+    def histograms(self, opacities: Tensor, scales: Tensor, step: int) -> None:
+        """How opaque, 0..1, and how large, log10 of world units, the Gaussians are."""
+        if self.writer is None or not len(opacities):
+            return
+        self.writer.add_histogram("scene/opacity_histogram", opacities, step)
+        self.writer.add_histogram("scene/scale_histogram", scales.amax(dim=-1).log10(), step)
+
+    def text(self, tag: str, content: str) -> None:
+        """A text shown once, such as the configuration."""
+        if self.writer is not None:
+            self.writer.add_text(tag, content)
+
+    def flush(self) -> None:
+        """Everything so far is on disk when this returns."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Flush and end."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+LOSS_TAGS = {"l1": "l1_loss", "total": "total_loss"}  # ours -> the original's
+
+
+class Progress:
+    """The progress line: iterations, loss, running PSNR, Gaussians, iterations per second."""
+
+    def __init__(self, first: int, last: int, quiet: bool = False) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=last, initial=first, unit="it", disable=quiet, dynamic_ncols=True, smoothing=0.05
+        )
+        self.psnr: float | None = None
+
+    def step(self) -> None:
+        """One more iteration is done."""
+        self.bar.update()
+
+    def show(self, loss: float, psnr: float, gaussians: int) -> None:
+        """New values for the line; the PSNR shown is a running mean over training views."""
+        old = psnr if self.psnr is None else self.psnr
+        self.psnr = PSNR_MEMORY * old + (1 - PSNR_MEMORY) * psnr
+        self.bar.set_postfix_str(f"loss {loss:.4f}  PSNR {self.psnr:.2f}  {gaussians:,} Gaussians", False)
+
+    def say(self, line: str) -> None:
+        """A line of text above the progress line."""
+        if not self.bar.disable:
+            self.bar.write(line)
+
+    def close(self) -> None:
+        """End the line."""
+        self.bar.close()
+
+
+def _norm(tensors) -> float:
+    """Euclidean norm of all of them together; None counts as zero."""
+    squares = [t.detach().square().sum() for t in tensors if t is not None]
+    return torch.stack(squares).sum().sqrt().item() if squares else 0.0

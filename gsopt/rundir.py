@@ -1,0 +1,114 @@
+"""A run on disk: where each file of it is. The layout is the original 3DGS's, which other tools read.
+
+config.json                                      the settings as given
+cameras.json                                     every camera, for viewers
+events.out.tfevents.*                            TensorBoard
+checkpoints/step_00001000.pt                     all that is needed to continue
+point_cloud/iteration_1000/point_cloud.ply       the model
+metrics.json                                     PSNR, SSIM, L1 at the end
+renders/comparison.png                           a few test views: photo | render | error
+renders/KIND/VIEW.png                            what `gsopt evaluate` and `gsopt render` write
+"""
+
+import itertools
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gsopt.errors import InputError
+
+
+class RunFolder:
+    """Paths of one run, and small JSON files in and out."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.cameras = self.path / "cameras.json"
+        self.metrics = self.path / "metrics.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.renders = self.path / "renders"
+        self.picture = self.renders / "comparison.png"
+
+    @classmethod
+    def new(cls, path: Path | None, name: str = "") -> "RunFolder":
+        """A folder for a new run at `path`, by default `output/NAME-DATE`; nothing is made before `make`.
+
+        Raises InputError where there is something at `path` already: nothing is ever overwritten.
+        """
+        if path is None:
+            stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+            names = itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(2)))
+            path = next(folder for name in names if not (folder := Path("output") / name).exists())
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            is_run = (path / "config.json").is_file()
+            remedy = f", or go on with this run by --resume {path}" if is_run else ""
+            raise InputError(
+                f"--output {path}: there is {'a run' if is_run else 'something'} here already, and it is not "
+                f"overwritten; give another --output{remedy}"
+            )
+        return cls(path)
+
+    def make(self) -> None:
+        """The folder itself. Raises InputError where it cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {self.path}: cannot make this folder ({error.strerror})") from error
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of an existing run. Raises InputError where there is none."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise InputError(f"{path}: not the folder of a run (no config.json in it)")
+        return run
+
+    def ply(self, iteration: int) -> Path:
+        """The model's file after so many iterations."""
+        return self.path / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
+
+    def saved_iterations(self) -> list[int]:
+        """Iterations of which there is a PLY, ascending."""
+        folders = (self.path / "point_cloud").glob("iteration_*/point_cloud.ply")
+        found = (re.fullmatch(r"iteration_(\d+)", file.parent.name) for file in folders)
+        return sorted(int(match[1]) for match in found if match)
+
+    def saved_ply(self, iteration: int | None = None) -> tuple[Path, int]:
+        """The PLY saved after `iteration`, by default the newest, and its iteration. Raises InputError."""
+        there = self.saved_iterations()
+        if not there:
+            raise InputError(
+                f"{self.path}: no point_cloud/iteration_N/point_cloud.ply in this run yet; "
+                f"let it get further with: gsopt train --resume {self.path}"
+            )
+        iteration = there[-1] if iteration is None else iteration
+        if iteration not in there:
+            raise InputError(
+                f"--iteration {iteration}: not saved in {self.path}; there are {', '.join(map(str, there))}"
+            )
+        return self.ply(iteration), iteration
+
+    def picture_of(self, kind: str, view: str) -> Path:
+        """A PNG of one view, named as its photo: renders/KIND/VIEW.png."""
+        return self.renders / kind / Path(view).with_suffix(".png")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON file, whole or not at all: written beside its place, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What is in a JSON file. Raises InputError that names the file and the place in it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error

@@ -1,0 +1,131 @@
+"""What TensorBoard's own reader finds in a run's events."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from gsopt.monitor import NORMS_EVERY, Monitor
+
+
+def near(value):
+    return pytest.approx(value, rel=1e-5)  # events hold float32
+
+
+def read(folder):
+    """Everything in a folder's event files, nothing left out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
+    events.Reload()
+    return events
+
+
+def series(folder, tag):
+    return [(event.step, event.value) for event in read(folder).Scalars(tag)]
+
+
+@pytest.fixture
+def optimizer():
+    a, b = torch.nn.Parameter(torch.full((4, 3), 2.0)), torch.nn.Parameter(torch.ones(5))
+    groups = [
+        {"name": "xyz", "params": [("xyz", a)], "lr": 0.1, "frozen": False},
+        {"name": "opacity", "params": [("opacity", b)], "lr": 0.2, "frozen": True},
+    ]
+    a.grad = torch.full_like(a, 0.5)
+    b.requires_grad_(False)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+
+
+def test_losses_have_the_original_tags(tmp_path):
+    monitor = Monitor(tmp_path)
+    for step in (10, 20):
+        monitor.losses({"l1": 0.5 / step, "ssim": 0.9, "total": 1.0 / step}, 12.5, 1000 + step, step)
+    monitor.close()
+    assert series(tmp_path, "train_loss_patches/total_loss") == [(10, near(0.1)), (20, near(0.05))]
+    assert series(tmp_path, "train_loss_patches/l1_loss") == [(10, near(0.05)), (20, near(0.025))]
+    assert series(tmp_path, "iter_time") == [(10, 12.5), (20, 12.5)]
+    assert series(tmp_path, "total_points") == [(10, 1010.0), (20, 1020.0)]
+
+
+def test_groups_and_norms(tmp_path, optimizer):
+    monitor = Monitor(tmp_path)
+    monitor.groups(optimizer, NORMS_EVERY)
+    with monitor.norms(optimizer, NORMS_EVERY):
+        optimizer.step()
+    monitor.close()
+    expected = {
+        "lr/xyz": 0.1,
+        "lr/opacity": 0.2,
+        "frozen/xyz": 0.0,
+        "frozen/opacity": 1.0,
+        "grad_norm/xyz": 0.5 * 12**0.5,
+        "grad_norm/opacity": 0.0,
+        "update_norm/xyz": 0.05 / 2.0,  # lr x gradient over the parameter, all entries equal
+        "update_norm/opacity": 0.0,
+        "moment_norm/xyz": 0.5 * 12**0.5,
+        "moment_norm/opacity": 0.0,
+    }
+    for tag, value in expected.items():
+        [(step, found)] = series(tmp_path, tag)
+        assert (step, found) == (NORMS_EVERY, near(value)), tag
+
+
+def test_norms_between_the_intervals_cost_nothing(tmp_path, optimizer):
+    monitor = Monitor(tmp_path)
+    with monitor.norms(optimizer, NORMS_EVERY + 1):
+        optimizer.step()
+    monitor.close()
+    assert read(tmp_path).Tags()["scalars"] == []
+
+
+def test_evaluation_pictures_and_histograms(tmp_path):
+    monitor = Monitor(tmp_path)
+    render, photo = torch.zeros(6, 8, 3), torch.full((6, 8, 3), 1.5)
+    for step in (100, 200):
+        monitor.evaluation("test", {"psnr": 25.0, "ssim": 0.8, "l1": 0.03}, step)
+        monitor.evaluation("train", {"psnr": None, "ssim": None, "l1": None}, step)
+        monitor.picture("test", "train/r_0.png", render, photo, step)
+        monitor.histograms(torch.rand(50), torch.rand(50, 3) + 0.1, step)
+    monitor.refinement(3, 2, 1, 100)
+    monitor.close()
+    events = read(tmp_path)
+    assert series(tmp_path, "test/loss_viewpoint - psnr") == [(100, 25.0), (200, 25.0)]
+    assert series(tmp_path, "test/loss_viewpoint - l1_loss") == [(100, near(0.03)), (200, near(0.03))]
+    assert "train/loss_viewpoint - psnr" not in events.Tags()["scalars"]
+    assert [series(tmp_path, f"gaussians/{what}")[0][1] for what in ("cloned", "split", "pruned")] == [
+        3,
+        2,
+        1,
+    ]
+    assert [h.step for h in events.Histograms("scene/opacity_histogram")] == [100, 200]
+    assert [i.step for i in events.Images("test_view_train_r_0/render")] == [100, 200]
+    [truth] = events.Images("test_view_train_r_0/ground_truth")  # once is enough
+    picture = Image.open(io.BytesIO(truth.encoded_image_string))
+    assert picture.size == (8, 6)
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_going_on_hides_what_came_after_the_checkpoint(tmp_path):
+    """A run that was killed at step 30 and goes on from its checkpoint at 20 shows each step once."""
+    first = Monitor(tmp_path)
+    for step in (10, 20, 30):
+        first.scalars({"x": 1.0}, step)
+    first.close()
+    second = Monitor(tmp_path, first_step=21)
+    for step in (30, 40):
+        second.scalars({"x": 2.0}, step)
+    second.close()
+    assert series(tmp_path, "x") == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+
+
+def test_without_a_folder_nothing_is_written(optimizer):
+    monitor = Monitor(None)
+    monitor.losses({"total": 1.0}, 1.0, 1, 10)
+    monitor.picture("test", "a.png", torch.zeros(2, 2, 3), torch.zeros(2, 2, 3), 10)
+    monitor.histograms(torch.rand(3), torch.rand(3, 3), 10)
+    with monitor.norms(optimizer, NORMS_EVERY):
+        optimizer.step()
+    monitor.flush()
+    monitor.close()
