@@ -1,0 +1,44 @@
+"""The command line: `gsopt train ...` and so on. One file per command, loaded when it is asked for.
+
+Exit codes: 0 done, 2 bad input (one line on stderr, no traceback), 130 interrupted.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from gsopt.errors import InputError
+
+COMMANDS = {
+    "train": "photos and points in, a trained splat out",
+    "evaluate": "PSNR, SSIM and L1 of a run or a PLY, with pictures",
+    "render": "the test views of a run or a PLY as PNG",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named by the first argument; the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    try:
+        name = argv[0].replace("-", "_")
+        if name not in COMMANDS:
+            raise InputError(f"no command {argv[0]!r}; there are: {', '.join(COMMANDS)}")
+        importlib.import_module(f"gsopt.commands.{name}").main(argv[1:])
+    except InputError as error:
+        print(f"gsopt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"gsopt: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """What `gsopt --help` prints."""
+    lines = (f"  {name.replace('_', '-'):<12}{about}" for name, about in COMMANDS.items())
+    return "\n".join(
+        ["usage: gsopt COMMAND [FLAGS]", "", *lines, "", "gsopt COMMAND --help shows the flags of a command."]
+    )

@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""`python scripts/evaluate.py ...` is `gsopt evaluate ...`, also from a checkout that is not installed."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gsopt.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))
