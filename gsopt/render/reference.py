@@ -131,17 +131,17 @@ def project(call: RenderCall) -> Splats:
     with torch.no_grad():
         camera_ids = torch.arange(call.num_cameras, device=device).repeat_interleave(call.num_gaussians)
         gaussian_ids = torch.arange(call.num_gaussians, device=device).repeat(call.num_cameras)
-        radii = _visible_radii(call, gaussian_ids, *_project_pairs(call, camera_ids, gaussian_ids))
+        radii = _visible_radii(call, gaussian_ids, *project_pairs(call, camera_ids, gaussian_ids))
         visible = radii[:, 0] > 0
     # Only visible pairs are differentiated: z = 0 or an overflow elsewhere would spoil the gradients of all.
     camera_ids, gaussian_ids = camera_ids[visible], gaussian_ids[visible]
-    means2d, depths, covars2d, compensations = _project_pairs(call, camera_ids, gaussian_ids)
+    means2d, depths, covars2d, compensations = project_pairs(call, camera_ids, gaussian_ids)
     a, b, c = covars2d.unbind(-1)
     conics = torch.stack([c, -b, a], dim=-1) / (a * c - b * b)[:, None]
     return Splats(camera_ids, gaussian_ids, radii[visible], means2d, depths, conics, compensations)
 
 
-def _project_pairs(call: RenderCall, camera_ids: Tensor, gaussian_ids: Tensor) -> tuple[Tensor, ...]:
+def project_pairs(call: RenderCall, camera_ids: Tensor, gaussian_ids: Tensor) -> tuple[Tensor, ...]:
     """Means [M, 2], depths [M], blurred covariances xx, xy, yy [M, 3] and compensations [M] on the images."""
     rotations = call.viewmats[camera_ids, :3, :3]  # [M, 3, 3]
     means = rotations @ call.means[gaussian_ids, :, None] + call.viewmats[camera_ids, :3, 3:]
@@ -151,8 +151,8 @@ def _project_pairs(call: RenderCall, camera_ids: Tensor, gaussian_ids: Tensor) -
     means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
 
     # Far outside the image the affine approximation explodes: there, take it at the border of a wider image.
-    slope_x = _clamp_slope(x / z, fx, cx, call.width)
-    slope_y = _clamp_slope(y / z, fy, cy, call.height)
+    slope_x = (x / z).clamp(*slope_limits(fx, cx, call.width))
+    slope_y = (y / z).clamp(*slope_limits(fy, cy, call.height))
     zero = torch.zeros_like(z)
     jacobian = torch.stack(
         [fx / z, zero, -fx * slope_x / z, zero, fy / z, -fy * slope_y / z], dim=-1
@@ -170,10 +170,10 @@ def _project_pairs(call: RenderCall, camera_ids: Tensor, gaussian_ids: Tensor) -
     return means2d, z, blurred, compensations
 
 
-def _clamp_slope(slope: Tensor, focal: Tensor, center: Tensor, size: int) -> Tensor:
-    """Clamp x / z to the field of view, widened by `FOV_MARGIN` half images on both sides."""
+def slope_limits(focal: Tensor, center: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Range of x / z of the field of view, widened by `FOV_MARGIN` half images on both sides."""
     margin = FOV_MARGIN * 0.5 * size / focal
-    return slope.clamp(-center / focal - margin, (size - center) / focal + margin)
+    return -center / focal - margin, (size - center) / focal + margin
 
 
 def _world_covars(call: RenderCall, gaussian_ids: Tensor) -> Tensor:
