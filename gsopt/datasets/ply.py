@@ -2,7 +2,7 @@
 
 A splat PLY holds one vertex per Gaussian with the properties of the original 3DGS (Kerbl et al. 2023, the
 `save_ply` of its code): x y z nx ny nz, f_dc_0..2, f_rest_0..3(K-1)-1, opacity, scale_0..2, rot_0..3. All are
-raw parameters: opacity a logit, scales logarithms, the quaternion w x y z of any norm. f_rest is channel-major
+raw parameters: opacity a logit, scales logarithms, quaternions w x y z of any norm. f_rest is channel-major
 (all coefficients of red, then green, then blue); in memory it is [N, K-1, 3].
 """
 

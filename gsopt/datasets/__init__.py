@@ -1,0 +1,145 @@
+"""Scenes from disk: COLMAP models, NeRF-synthetic folders, transforms.json."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsopt.cameras import cameras_extent
+from gsopt.datasets.colmap import find_model, read_model
+from gsopt.datasets.images import Photo, load_views, locate
+from gsopt.datasets.ply import load_points, read_splat, write_splat
+from gsopt.datasets.random_points import random_points
+from gsopt.datasets.scene import PointCloud, Scene, View
+from gsopt.datasets.transforms import find_points, read_nerf_synthetic, read_transforms
+from gsopt.errors import InputError
+
+__all__ = ["PointCloud", "Scene", "View", "load_points", "load_scene", "read_splat", "write_splat"]
+
+
+def load_scene(
+    path: str | os.PathLike,
+    *,
+    resolution: int | None = None,
+    images: str | None = None,
+    test_every: int = 8,
+    seed: int = 0,
+    init: str | os.PathLike | None = None,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Scene:
+    """Read a scene: cameras, photos (decoded in parallel, undistorted, uint8) and points.
+
+    The format is detected: `sparse/0` or `sparse` is COLMAP, `transforms_train.json` NeRF-synthetic, and
+    `transforms.json` (or `path` itself, if it is a JSON file) nerfstudio or instant-ngp. Photos that are
+    listed but not there are left out with one warning. Without points in the scene, they are random: see
+    `random_points`.
+
+    Args:
+        path: folder of the scene, or a transforms JSON file.
+        resolution: longest side of the images in pixels, never enlarged; None keeps the photos' size. Smaller
+            copies beside the photos (`images_2`, `_4`, `_8`) are read where they are large enough.
+        images: name of the folder to read photos from, beside the one that the scene names (not
+        NeRF-synthetic). test_every: each so many-th of the sorted names is a test view, beginning with the
+        first; 0 for none.
+            NeRF-synthetic scenes say it themselves: `transforms_test.json`, else `transforms_val.json`.
+        seed: of random points.
+        init: PLY file whose points replace those of the scene: a point cloud, or the centres of a splat.
+        threads: for decoding; None for one per core.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: anything unusable in the scene, as one line that names the file and the remedy.
+    """
+    root = Path(path)
+    if resolution is not None and resolution < 1:
+        raise InputError(f"--resolution {resolution}: expected the images' longest side, at least 1 pixel")
+    listing = _read(root)
+    if images is not None and listing.format == "nerf-synthetic":
+        raise InputError(f"--images {images}: {listing.source} names each photo itself; leave --images away")
+    photos = locate(listing.photos, listing.folder, listing.source, resolution, images)
+    train, test = _split(listing.source, photos, test_every)
+    views = load_views([*train, *test], resolution=resolution, threads=threads, progress=progress)
+    train, test = views[: len(train)], views[len(train) :]
+    if init is not None:
+        points = load_points(init)
+    elif listing.points is not None:
+        points = listing.points()
+    else:
+        points = random_points(
+            train, seed=seed, volume="box" if listing.format == "nerf-synthetic" else "frustums"
+        )
+    return Scene(root, listing.format, train, test, points, _extent(root, train, points))
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What a scene's files say before any photo is read.
+
+    source: the file to name in errors about photos. folder: the photos' names are relative to it.
+    """
+
+    format: str
+    source: Path
+    photos: list[Photo]
+    folder: Path
+    points: Callable[[], PointCloud] | None
+
+
+def _read(root: Path) -> _Listing:
+    if root.is_file() and root.suffix.lower() == ".json":
+        return _Listing("transforms", root, *read_transforms(root), find_points(root))
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise InputError(f"{root}: no such directory (found {found}); give the folder of a scene")
+    model = find_model(root)
+    if model is not None:
+        photos, points = read_model(model, root / "images")
+        return _Listing("colmap", model, photos, root / "images", points)
+    train, single = root / "transforms_train.json", root / "transforms.json"
+    if train.is_file():
+        return _Listing("nerf-synthetic", train, *read_nerf_synthetic(root), find_points(train))
+    if single.is_file():
+        return _Listing("transforms", single, *read_transforms(single), find_points(single))
+    raise InputError(
+        f"{root}: no scene, expected sparse/0/cameras.bin or .txt (COLMAP), transforms_train.json "
+        f"(NeRF-synthetic) or transforms.json (nerfstudio, instant-ngp), found {_contents(root)}; "
+        "give the folder that has one of them"
+    )
+
+
+def _contents(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return (
+        ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    ) or "an empty directory"
+
+
+def _split(source: Path, photos: list[Photo], test_every: int) -> tuple[list[Photo], list[Photo]]:
+    """Train and test photos, each sorted by name."""
+    photos = sorted(photos, key=lambda photo: photo.name)
+    if all(photo.split is None for photo in photos):
+        is_test = [test_every > 0 and index % test_every == 0 for index in range(len(photos))]
+        remedy = f"only each {test_every}-th image is for testing: add photos or choose test_every=0"
+    else:
+        is_test = [photo.split == "test" for photo in photos]
+        remedy = "put the train photos where it names them"
+    train = [photo for photo, test in zip(photos, is_test, strict=True) if not test]
+    if not train:
+        raise InputError(f"{source}: no view is left to train on, of {len(photos)} photos; {remedy}")
+    return train, [photo for photo, test in zip(photos, is_test, strict=True) if test]
+
+
+def _extent(root: Path, train: list[View], points: PointCloud) -> float:
+    """`cameras_extent`, or, of cameras all at one place, the median distance of the points from it."""
+    extent = cameras_extent([view.camera for view in train])
+    if extent > 0:
+        return extent
+    distance = (points.xyz - train[0].camera.center).norm(dim=1).median().item()
+    warnings.warn(
+        f"{root}: all {len(train)} train cameras stand at one place; "
+        f"the scene's extent is the points' median distance from it, {distance:.3g}",
+        stacklevel=3,
+    )
+    return distance or 1.0

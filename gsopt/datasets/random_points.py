@@ -1,0 +1,127 @@
+"""Points to start from where a scene has none: random in what the cameras see, coloured by the photos."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gsopt.datasets.scene import PointCloud, View
+
+MAX_POINTS = 100_000  # the number of the original 3DGS for NeRF-synthetic scenes
+MIN_POINTS = 1_000
+_PIXELS_PER_POINT = 4
+_VIEWS = 50  # at most so many, evenly taken, decide where points are and their colour
+_OPAQUE = 0.9  # share of the views seeing a point in which its pixel is not fully transparent
+_SEEN = 0.25  # share of the views that see the best-seen point
+_BATCHES = 30  # of candidates, at most
+
+
+def random_points(views: Sequence[View], *, seed: int, volume: str) -> PointCloud:
+    """Random points in the cameras' common viewing volume, each of the mean colour of the pixels that see it.
+
+    One point per four pixels of a photo, from 1,000 to 100,000. The cameras look at a focus, the point
+    nearest to all their optical axes, from a median distance d.
+
+    volume "box": uniform in the cube around the focus that just fills the narrower field of view at distance
+    d, for objects (NeRF-synthetic). volume "frustums": along rays of random pixels, at depths log-uniform in
+    d/3..3d, kept if at least a quarter as many views see the point as see the best-seen one, for
+    surroundings.
+
+    Photos with alpha carve: a point stays if its pixel is not fully transparent in 90% of the views that see
+    it (silhouettes; Laurentini 1994). If nothing stays, the silhouettes are left out of it.
+
+    Deterministic: same views and seed, same points.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    views = [views[i] for i in np.linspace(0, len(views) - 1, min(_VIEWS, len(views))).round().astype(int)]
+    rig = _Rig(views)
+    pixels = np.mean([view.camera.width * view.camera.height for view in views])
+    count = int(np.clip(pixels / _PIXELS_PER_POINT, MIN_POINTS, MAX_POINTS))
+    draw = {"box": rig.box, "frustums": rig.frustums}[volume]
+
+    kept, spare = [], []
+    for _ in range(_BATCHES):
+        xyz = draw(_uniform(generator, count, 4))
+        seen, opaque, color = rig.look(xyz)
+        visible = seen >= (max(1.0, _SEEN * seen.max()) if volume == "frustums" else 0)
+        inside = visible & (opaque >= _OPAQUE * seen)
+        spare.append((xyz[visible], color[visible]))
+        kept.append((xyz[inside], color[inside]))
+        if sum(len(part) for part, _ in kept) >= count:
+            break
+    chosen = kept if any(len(part) for part, _ in kept) else spare
+    xyz, rgb = (np.concatenate(column)[:count].astype(np.float32) for column in zip(*chosen, strict=True))
+    return PointCloud(torch.from_numpy(xyz), torch.from_numpy(rgb))
+
+
+def _uniform(generator: torch.Generator, rows: int, columns: int) -> np.ndarray:
+    return torch.rand(rows, columns, generator=generator, dtype=torch.float64, device="cpu").numpy()
+
+
+class _Rig:
+    """The cameras as arrays, and what they look at."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        cameras = [view.camera for view in views]
+        self.images = [view.image.numpy() for view in views]
+        self.sizes = np.array([(camera.width, camera.height) for camera in cameras], np.float64)  # [C, 2]
+        self.K = np.stack([camera.K.double().numpy() for camera in cameras])  # [C, 3, 3]
+        self.viewmats = np.stack([camera.viewmat.double().numpy() for camera in cameras])  # [C, 4, 4]
+        self.centers = np.stack([camera.center.double().numpy() for camera in cameras])  # [C, 3]
+        self.focus, self.distance = self._focus()
+
+    def _focus(self) -> tuple[np.ndarray, float]:
+        """The point nearest to the optical axes in the sense of squares [3], and the cameras' distance to it.
+
+        Weakly drawn to a point ahead of the cameras, which decides where their axes are parallel.
+        """
+        forward = self.viewmats[:, 2, :3]  # [C, 3]
+        spread = np.linalg.norm(self.centers - self.centers.mean(axis=0), axis=1).max()
+        ahead = (self.centers + (spread or 1.0) * forward).mean(axis=0)
+        across = np.eye(3) - np.einsum("ci,cj->cij", forward, forward)  # [C, 3, 3] projections off the axes
+        weight = 1e-3
+        left = across.mean(axis=0) + weight * np.eye(3)
+        right = np.einsum("cij,cj->ci", across, self.centers).mean(axis=0) + weight * ahead
+        focus = np.linalg.solve(left, right)
+        distance = float(np.median(np.linalg.norm(self.centers - focus, axis=1)))
+        return focus, max(distance, spread) or 1.0
+
+    def box(self, random: np.ndarray) -> np.ndarray:
+        """[P, 3] points of the cube around the focus, from uniform numbers [P, 3 or more]."""
+        tangents = (0.5 * self.sizes / self.K[:, [0, 1], [0, 1]]).min(
+            axis=1
+        )  # [C] of half the narrower angle
+        return self.focus + self.distance * np.median(tangents) * (2.0 * random[:, :3] - 1.0)
+
+    def frustums(self, random: np.ndarray) -> np.ndarray:
+        """[P, 3] points along the rays of random pixels of random cameras, from uniform numbers [P, 4]."""
+        which = (random[:, 0] * len(self.K)).astype(int)  # [P]
+        K, viewmats = self.K[which], self.viewmats[which]
+        pixels = random[:, 1:3] * self.sizes[which]  # [P, 2]
+        flat = (pixels - K[:, :2, 2]) / K[:, [0, 1], [0, 1]]
+        depth = self.distance * 3.0 ** (2.0 * random[:, 3:] - 1.0)  # [P, 1]
+        local = np.concatenate([flat, np.ones_like(depth)], axis=1) * depth  # [P, 3] camera axes
+        return np.einsum("pji,pj->pi", viewmats[:, :3, :3], local) + self.centers[which]
+
+    def look(self, xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the photos say about points [P, 3].
+
+        Returns in how many views each is seen [P], in how many its pixel is not fully transparent [P], and
+        the mean colour 0..1 of those pixels [P, 3] (0.5 where there are none).
+        """
+        seen, opaque, color = np.zeros(len(xyz)), np.zeros(len(xyz)), np.zeros((len(xyz), 3))
+        for image, K, viewmat in zip(self.images, self.K, self.viewmats, strict=True):
+            # einsum, not BLAS: the same bits whatever its number of threads
+            local = np.einsum("ij,pj->pi", viewmat[:3, :3], xyz) + viewmat[:3, 3]  # [P, 3]
+            front = np.flatnonzero(local[:, 2] > 0)
+            pixels = np.floor(local[front, :2] / local[front, 2:] * K[[0, 1], [0, 1]] + K[:2, 2])
+            inside = ((pixels >= 0) & (pixels < image.shape[1::-1])).all(axis=1)
+            rows, (column, line) = front[inside], pixels[inside].astype(int).T
+            sampled = image[line, column]  # [Q, 3 or 4]
+            seen[rows] += 1
+            if sampled.shape[1] == 4:
+                solid = sampled[:, 3] > 0
+                rows, sampled = rows[solid], sampled[solid]
+            opaque[rows] += 1
+            color[rows] += sampled[:, :3] / 255.0
+        return seen, opaque, np.where(opaque[:, None] > 0, color / np.maximum(opaque, 1)[:, None], 0.5)

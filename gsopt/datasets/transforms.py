@@ -1,0 +1,209 @@
+"""Cameras from JSON: NeRF-synthetic (transforms_train/test.json) or one file (nerfstudio, instant-ngp).
+
+Both list frames with a camera-to-world matrix in OpenGL axes (x right, y up, z backward). Intrinsics stand in
+the frame or, for all frames, at the top: fl_x, fl_y, cx, cy, w, h in pixels, or camera_angle_x in radians,
+and distortion as OpenCV's k1, k2, p1, p2, k3, ... or, with camera_model OPENCV_FISHEYE or is_fisheye, k1 to
+k4 of its fisheye model.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from gsopt.datasets.images import Lens, Photo, image_size
+from gsopt.datasets.ply import load_points
+from gsopt.datasets.scene import PointCloud
+from gsopt.errors import InputError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp")  # of a file_path without one
+_PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
+_DISTORTION = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # the order of OpenCV and of FULL_OPENCV
+_RIGID = 1e-2  # largest deviation of a rotation's products from the identity: files are rounded
+
+
+def read_nerf_synthetic(root: Path) -> tuple[list[Photo], Path]:
+    """Photos of transforms_train.json (split "train") and transforms_test.json (split "test").
+
+    Without the latter, transforms_val.json gives the test views; without both there are none. Returns the
+    photos and the folder that their names are relative to.
+    """
+    files = [(root / "transforms_train.json", "train")]
+    tests = (root / f"transforms_{name}.json" for name in ("test", "val"))
+    files += [(path, "test") for path in tests if path.is_file()][:1]
+    listed = [(path, split, read_json(path)) for path, split in files]
+    paths = [_photo_paths(path, content) for path, _, content in listed]
+    folder = _common_folder([path for part in paths for path in part])
+    if folder.is_relative_to(root):
+        folder = root
+    photos = [
+        photo
+        for (path, split, content), part in zip(listed, paths, strict=True)
+        for photo in _photos(path, content, part, folder, split)
+    ]
+    return photos, folder
+
+
+def read_transforms(path: Path) -> tuple[list[Photo], Path]:
+    """Photos of one transforms.json and the deepest common folder, which their names are relative to."""
+    content = read_json(path)
+    paths = _photo_paths(path, content)
+    folder = _common_folder(paths)
+    return _photos(path, content, paths, folder, None), folder
+
+
+def find_points(source: Path) -> Callable[[], PointCloud] | None:
+    """A function that gives the points of a transforms file (ply_file_path, else points3d.ply), or None."""
+    named = read_json(source).get("ply_file_path")
+    path = source.parent / (named if isinstance(named, str) else "points3d.ply")
+    return partial(load_points, path) if named or path.is_file() else None
+
+
+def read_json(path: Path) -> dict:
+    """A transforms file: an object with a list of at least one frame; InputError if it is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise InputError(f"{path}: not JSON ({error}); write or download it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
+        raise InputError(f"{path}: no list of 'frames', expected an object with one; give a transforms file")
+    if not content["frames"]:
+        raise InputError(f"{path}: 'frames' is empty, expected at least one; give a file with cameras")
+    for index, frame in enumerate(content["frames"]):
+        for key, kind in (("file_path", str), ("transform_matrix", list)):
+            if not isinstance(frame, dict) or not isinstance(frame.get(key), kind):
+                what = "a text" if kind is str else "a 4x4 matrix"
+                raise InputError(
+                    f"{path}: frames[{index}] has no {key}, expected {what}; add it or remove the frame"
+                )
+    return content
+
+
+def _photo_paths(path: Path, content: dict) -> list[Path]:
+    """The file of each frame; a suffix is tried out where file_path has none."""
+    paths = []
+    for frame in content["frames"]:
+        photo = Path(os.path.normpath(path.parent / frame["file_path"].replace("\\", "/")))
+        if not photo.is_file():
+            tries = [photo.with_name(photo.name + suffix) for suffix in _SUFFIXES]
+            bare = tries[0] if photo.suffix.lower() not in _SUFFIXES else photo
+            photo = next((candidate for candidate in tries if candidate.is_file()), bare)
+        paths.append(photo)
+    return paths
+
+
+def _common_folder(paths: list[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _photos(source: Path, content: dict, paths: list[Path], folder: Path, split: str | None) -> list[Photo]:
+    photos, first = [], {}
+    for index, (frame, path) in enumerate(zip(content["frames"], paths, strict=True)):
+        where = f"{source}: frames[{index}]"
+        if path in first:
+            raise InputError(
+                f"{where} is {path.name} again, already frames[{first[path]}]; remove one of them"
+            )
+        first[path] = index
+        lens = _lens(where, [frame, content], path)
+        viewmat = _viewmat(where, frame["transform_matrix"])
+        photos.append(Photo(path.relative_to(folder).as_posix(), path, lens, viewmat, split))
+    return photos
+
+
+def _viewmat(where: str, matrix: list) -> np.ndarray:
+    """[4, 4] world-to-camera with OpenCV axes, of camera-to-world with OpenGL axes and any scale."""
+    try:
+        c2w = np.array(matrix, np.float64)
+    except (ValueError, TypeError):
+        c2w = np.empty(0)
+    if c2w.shape != (4, 4) or not np.isfinite(c2w).all():
+        raise InputError(
+            f"{where}: transform_matrix is not a 4x4 matrix of finite numbers; correct or remove it"
+        )
+    determinant = np.linalg.det(c2w[:3, :3])
+    if determinant <= 0 or np.abs(c2w[3] - [0, 0, 0, 1]).max() > _RIGID:
+        raise InputError(
+            f"{where}: transform_matrix has determinant {determinant:.3g} and last row {c2w[3].tolist()}, "
+            "expected a rotation (right-handed OpenGL axes), a position and 0 0 0 1; correct it"
+        )
+    rotation = c2w[:3, :3] / np.cbrt(determinant)
+    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if error > _RIGID:
+        raise InputError(
+            f"{where}: transform_matrix is not rigid: its axes are off orthonormal by {error:.3g}, "
+            "expected a rotation times one scale; correct it"
+        )
+    left, _, right = np.linalg.svd(rotation)
+    rotation = left @ right * [1.0, -1.0, -1.0]  # the nearest rotation; y and z turned to OpenCV
+    viewmat = np.eye(4)
+    viewmat[:3, :3] = rotation.T
+    viewmat[:3, 3] = -rotation.T @ c2w[:3, 3]
+    return viewmat
+
+
+def _lens(where: str, levels: list[dict], path: Path) -> Lens | None:
+    """Intrinsics, the frame's before the file's (levels); None if only the missing photo has the size."""
+
+    def number(key: str, default: float | None = None) -> float | None:
+        value = next((level[key] for level in levels if level.get(key) is not None), None)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InputError(f"{where}: {key} is {value!r}, expected a finite number; correct it")
+        return float(value)
+
+    size = number("w"), number("h")
+    if None in size:
+        if not path.is_file():
+            return None
+        size = image_size(path)
+    width, height = (round(side) for side in size)
+    focal = next((level for level in levels if "fl_x" in level or "camera_angle_x" in level), None)
+    if focal is None:
+        raise InputError(
+            f"{where}: no focal length, expected fl_x (pixels) or camera_angle_x (radians); add one"
+        )
+    fx, fy = _focal_lengths(number, focal, width, height)
+    params = (fx, fy, number("cx", width / 2), number("cy", height / 2))
+    model, distortion = _distortion(where, levels, number)
+    return Lens(model, width, height, (*params, *distortion), where)
+
+
+def _focal_lengths(number, level: dict, width: int, height: int) -> tuple[float, float]:
+    """fx, fy in pixels from the level that states them: lengths before angles; fy = fx if only x is given."""
+    if "fl_x" in level:
+        fx = number("fl_x")
+        return fx, number("fl_y", fx) if "fl_y" in level else fx
+    fx = _focal_of_angle(number("camera_angle_x"), width)
+    if "camera_angle_y" in level:
+        return fx, _focal_of_angle(number("camera_angle_y"), height)
+    return fx, fx
+
+
+def _focal_of_angle(angle: float, pixels: int) -> float:
+    """Focal length in pixels of a field of view in radians; 0, which no lens has, if not in (0, pi)."""
+    return 0.5 * pixels / math.tan(0.5 * angle) if 0 < angle < math.pi else 0.0
+
+
+def _distortion(where: str, levels: list[dict], number) -> tuple[str, tuple[float, ...]]:
+    """COLMAP's camera model and its parameters after fx, fy, cx, cy."""
+    model = next((level["camera_model"] for level in levels if "camera_model" in level), "OPENCV")
+    fisheye = model == "OPENCV_FISHEYE" or any(level.get("is_fisheye") for level in levels)
+    if not fisheye and model not in _PERSPECTIVE:
+        raise InputError(
+            f"{where}: camera_model {model!r}, expected one of {', '.join(_PERSPECTIVE)}, OPENCV_FISHEYE; "
+            "undistort the photos first"
+        )
+    if fisheye:
+        return "OPENCV_FISHEYE", tuple(number(key, 0.0) for key in ("k1", "k2", "k3", "k4"))
+    values = tuple(number(key, 0.0) for key in _DISTORTION)
+    if any(values[4:]):
+        return "FULL_OPENCV", values
+    return ("OPENCV", values[:4]) if any(values) else ("PINHOLE", ())
