@@ -1,0 +1,335 @@
+"""Optimizers by name, and optimizer state that is matched by parameter name instead of by order.
+
+torch matches a saved optimizer state to parameters by their position (pytorch#1489): with the layers in
+another order it either fails in the next `step()` or silently swaps moments. :func:`load_optimizer_state`
+is the cure, for the optimizers of any module.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gsopt.errors import InputError
+
+_REFUSED = {
+    "lbfgs": "it takes no parameter groups and evaluates the loss several times a step",
+    "muon": "it takes only matrices, and these parameters have one to three dimensions",
+    "sparseadam": "it takes only sparse gradients, and these are dense",
+}
+_DEFAULTS = {"adam": {"eps": 1e-15}, "adamw": {"eps": 1e-15}}  # as in 3DGS: gradients there are tiny
+_HOW_NOT_WHAT = {
+    "params",
+    "param_names",
+    "name",
+    "initial_lr",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+}
+_ABSENT = "absent"
+
+
+def build_optimizer(name: str, groups: Iterable[dict[str, Any]], **args: Any) -> Optimizer:
+    """An optimizer of `torch.optim` by its name, in small letters or not: "adam", "sgd", "rmsprop", ...
+
+    Adam and AdamW get ``eps=1e-15`` unless `args` has another. A fused kernel is used where there is one for
+    the devices of all parameters and `args` does not choose otherwise: it is the fastest, and on a CPU its
+    results have the same bits for any number of threads.
+
+    Args:
+        name: of the optimizer.
+        groups: parameter groups, as from `gsopt.build_groups`.
+        args: options for all groups that do not state the option themselves.
+
+    Raises:
+        InputError: unknown name, an optimizer that cannot train Gaussians (the message says why), an
+            unknown option or value, or an option that would have no effect because every group states its
+            own.
+    """
+    groups = list(groups)
+    cls = _optimizer_class(name)
+    known = [option for option in inspect.signature(cls).parameters if option != "params"]
+    unknown = [option for option in args if option not in known]
+    if unknown:
+        raise InputError(
+            f"optimizer {name}: no such option: {', '.join(unknown)}; choose from {', '.join(known)}"
+        )
+    idle = [option for option in args if all(option in group for group in groups)]
+    if idle:
+        raise InputError(
+            f"optimizer {name}: {', '.join(idle)}: has no effect, as each group states its own; "
+            "set it in the groups"
+        )
+    decayed = [group["name"] for group in groups if group.get("weight_decay") and "weight_decay" not in known]
+    if decayed:
+        raise InputError(
+            f"optimizer {name}: has no weight decay, but these groups ask for it: {', '.join(decayed)}; "
+            "set theirs to 0"
+        )
+    options = {"lr": 0.0} | _DEFAULTS.get(name.lower(), {}) | args
+    if "fused" in known and not {"fused", "foreach", "differentiable", "capturable"} & set(args):
+        options["fused"] = all(_has_fused_kernel(parameter) for parameter in _tensors(groups)) or None
+    try:
+        return cls(groups, **options)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"optimizer {name}: {error}; change the option") from error
+
+
+@dataclass
+class LoadReport:
+    """What :func:`load_optimizer_state` did; `str()` of it is for people.
+
+    Args:
+        matched: parameters whose state was loaded; for one without state in the file, that it has none yet.
+        missing: parameters of the optimizer that the file does not have; their state is as before.
+        unexpected: parameters of the file that the optimizer does not have.
+        shape_mismatch: name to what differs; their state is as before.
+        state_mismatch: name to which entries the optimizer needs and the file lacks, as when another
+            optimizer saved it; their state is as before.
+        unused: name to entries of the file that this optimizer has no use for.
+        hyperparameters: "group.option" to (saved, requested) where they differ. The requested one stays.
+    """
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    shape_mismatch: dict[str, str] = field(default_factory=dict)
+    state_mismatch: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    hyperparameters: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter of either side found its counterpart."""
+        return not (self.missing or self.unexpected or self.shape_mismatch or self.state_mismatch)
+
+    def __str__(self) -> str:
+        lines = [f"matched: {', '.join(self.matched) or 'none'}"]
+        if self.missing:
+            lines.append(f"missing in the file: {', '.join(self.missing)}")
+        if self.unexpected:
+            lines.append(f"unexpected, not in the optimizer: {', '.join(self.unexpected)}")
+        lines += [f"shape mismatch: {name}: {what}" for name, what in self.shape_mismatch.items()]
+        lines += [f"state mismatch: {name}: {what}" for name, what in self.state_mismatch.items()]
+        lines += [f"unused: {name}: {', '.join(keys)}" for name, keys in self.unused.items()]
+        lines += [
+            f"differs: {name}: {saved} in the file, {requested} requested, which stays"
+            for name, (saved, requested) in self.hyperparameters.items()
+        ]
+        return "\n".join(lines)
+
+
+def load_optimizer_state(
+    optimizer: Optimizer,
+    state_dict: Mapping[str, Any],
+    names: Sequence[str] | Mapping[str, str] | None = None,
+    strict: bool = True,
+) -> LoadReport:
+    """Load a torch optimizer `state_dict`, matching parameters by name whatever their order and grouping.
+
+    The names are those torch keeps when an optimizer is built from named parameters (`param_names`, torch
+    2.6 and later); failing that `names`; failing that the groups' names where each group has one
+    parameter. State is copied where name and shapes agree. Hyper-parameters stay as the optimizer has
+    them, and the report says where the file has others.
+
+    Args:
+        optimizer: of any module.
+        state_dict: from `Optimizer.state_dict()`.
+        names: a list of the names of the saved parameters in the order of the saved optimizer, for a file
+            without names (or, if only the optimizer is without names, of its parameters); or a dict from
+            saved to present names, for parameters that were renamed.
+        strict: raise unless every parameter of either side finds its counterpart.
+
+    Returns:
+        What was matched and what differs.
+
+    Raises:
+        ValueError: a side has no names, `names` does not fit, or, with `strict`, anything is missing,
+            unexpected or of another shape; the message is the report. Then nothing is changed.
+    """
+    own_dict = optimizer.state_dict()
+    saved, own = _both_sides(state_dict, own_dict, names)
+    parameters = dict(zip(own, _tensors(optimizer.param_groups), strict=True))
+    report = LoadReport(unexpected=[name for name in saved if name not in own])
+    state = dict(own_dict["state"])
+    for name, (index, position) in own.items():
+        if name not in saved:
+            report.missing.append(name)
+            continue
+        group = optimizer.param_groups[position]
+        saved_index, saved_position = saved[name]
+        _compare_options(report, state_dict["param_groups"][saved_position], group, position)
+        found = state_dict["state"].get(saved_index)
+        expected = _expected_state(optimizer, group, parameters[name])
+        if not found:  # saved before its first step, or frozen since then
+            report.matched.append(name)
+            state.pop(index, None)
+        elif _fits(report, name, found, expected):
+            report.matched.append(name)
+            state[index] = {
+                key: value.clone() if isinstance(value, Tensor) else deepcopy(value)
+                for key, value in found.items()
+                if expected is None or key in expected
+            }
+    if strict and not report.complete:
+        raise ValueError(f"optimizer state does not fit the optimizer; nothing was loaded\n{report}")
+    groups = optimizer.param_groups
+    optimizer.load_state_dict({"state": state, "param_groups": own_dict["param_groups"]})
+    optimizer.param_groups = groups  # instead of torch's copies, as others may hold these dicts
+    return report
+
+
+_Side = dict[str, tuple[int, int]]  # name -> index into "state", position of the group in "param_groups"
+
+
+def _both_sides(
+    saved: Mapping[str, Any], own: Mapping[str, Any], names: Sequence[str] | Mapping[str, str] | None
+) -> tuple[_Side, _Side]:
+    """Parameters of the file and of the optimizer by name."""
+    if not {"state", "param_groups"} <= set(saved):
+        raise ValueError(
+            f"optimizer state: expected a dict with state and param_groups, found the keys {sorted(saved)}; "
+            "give the result of Optimizer.state_dict()"
+        )
+    saved_names, own_names = _stored_names(saved), _stored_names(own)
+    if isinstance(names, Mapping):
+        unknown = [name for name in names if name not in (saved_names or [])]
+        if unknown:
+            raise ValueError(f"names: {', '.join(unknown)}: not in the saved state, which has {saved_names}")
+        saved_names = [names.get(name, name) for name in saved_names]
+    elif names is not None and saved_names is not None and own_names is None:
+        own_names = list(names)
+    elif names is not None:
+        saved_names = list(names)
+    if saved_names is None:
+        raise ValueError(
+            "the saved optimizer state has no parameter names; give names=[...] in the order in which the "
+            "parameters were given to the saved optimizer"
+        )
+    if own_names is None:
+        raise ValueError(
+            "the optimizer has no parameter names; build it from model.named_parameters() or named groups"
+        )
+    return _by_name(saved, saved_names, "the saved state"), _by_name(own, own_names, "the optimizer")
+
+
+def _stored_names(state_dict: Mapping[str, Any]) -> list[str] | None:
+    """Names of all parameters in order, None if there are none."""
+    groups = state_dict["param_groups"]
+    if all("param_names" in group for group in groups):
+        return [name for group in groups for name in group["param_names"]]
+    if all("name" in group and len(group["params"]) == 1 for group in groups):
+        return [group["name"] for group in groups]
+    return None
+
+
+def _by_name(state_dict: Mapping[str, Any], names: list[str], side: str) -> _Side:
+    groups = state_dict["param_groups"]
+    places = [(index, position) for position, group in enumerate(groups) for index in group["params"]]
+    if len(names) != len(places):
+        raise ValueError(f"{side} has {len(places)} parameters, found {len(names)} names; give one for each")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise ValueError(f"{side} has several parameters with the name {', '.join(twice)}; rename them")
+    return dict(zip(names, places, strict=True))
+
+
+def _compare_options(report: LoadReport, saved: dict[str, Any], own: dict[str, Any], position: int) -> None:
+    """Note options of a group that differ, with the learning rate before its schedule where that is known."""
+    label = own.get("name", f"group {position}")
+    for key in sorted({*saved, *own} - _HOW_NOT_WHAT):
+        start = "initial_lr" if key == "lr" else key
+        theirs, ours = (_plain(group.get(start, group.get(key, _ABSENT))) for group in (saved, own))
+        if theirs != ours:
+            report.hyperparameters.setdefault(f"{label}.{key}", (theirs, ours))
+
+
+def _plain(value: Any) -> Any:
+    """`value` so that equal settings compare equal: a tensor as a number, a list (from JSON) as a tuple."""
+    if isinstance(value, Tensor):
+        return value.item()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(
+    report: LoadReport,
+    name: str,
+    found: Mapping[str, Any],
+    expected: dict[str, tuple[int, ...] | None] | None,
+) -> bool:
+    """Whether the saved entries are those the optimizer keeps for a parameter of this shape."""
+    if expected is None:
+        return True
+    lacking = [key for key in expected if key not in found]
+    if lacking:
+        report.state_mismatch[name] = f"needs {', '.join(lacking)}, found {', '.join(found)} in the file"
+        return False
+    for key, shape in expected.items():
+        value = found[key]
+        if shape is not None and isinstance(value, Tensor) and tuple(value.shape) != shape:
+            report.shape_mismatch[name] = f"{key} {list(value.shape)} in the file, expected {list(shape)}"
+            return False
+    unused = [key for key in found if key not in expected]
+    if unused:
+        report.unused[name] = unused
+    return True
+
+
+def _expected_state(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor
+) -> dict[str, tuple[int, ...] | None] | None:
+    """Entries the optimizer keeps for `parameter`, with their shapes (None: no tensor); None if unknown.
+
+    An optimizer makes its state in its first step. So if it has none yet, one of its kind takes a step on
+    a tiny parameter of other sizes, each axis of its own, from which the shapes follow. An optimizer from
+    outside torch may need more for a step than that; what the file has for it is trusted.
+    """
+    if optimizer.state.get(parameter):
+        made, sizes = optimizer.state[parameter], {}
+    elif type(optimizer).__module__.startswith("torch.optim."):
+        primes = (2, 3, 5, 7, 11, 13)[: parameter.dim()]
+        sizes = dict(zip(primes, parameter.shape, strict=True))
+        trial = torch.zeros(primes, dtype=parameter.dtype, device=parameter.device)
+        trial.grad = torch.zeros_like(trial)
+        known = inspect.signature(type(optimizer)).parameters
+        options = {key: value for key, value in group.items() if key in known and key not in _HOW_NOT_WHAT}
+        twin = type(optimizer)([trial], **options)
+        twin.step()
+        made = twin.state[trial]
+    else:
+        return None
+    return {
+        key: tuple(sizes.get(size, size) for size in value.shape) if isinstance(value, Tensor) else None
+        for key, value in made.items()
+    }
+
+
+def _optimizer_class(name: str) -> type[Optimizer]:
+    classes = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    refused = _REFUSED.get(name.lower())
+    if refused:
+        raise InputError(f"optimizer {name}: cannot train Gaussians: {refused}; choose another, such as adam")
+    if name.lower() not in classes:
+        choices = ", ".join(sorted(set(classes) - set(_REFUSED)))
+        raise InputError(f"optimizer {name}: no such optimizer; choose from {choices}")
+    return classes[name.lower()]
+
+
+def _tensors(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    return [entry[1] if isinstance(entry, tuple) else entry for group in groups for entry in group["params"]]
+
+
+def _has_fused_kernel(parameter: Tensor) -> bool:
+    return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
