@@ -9,8 +9,8 @@ from pathlib import Path
 from gsopt.cameras import cameras_extent
 from gsopt.datasets.colmap import find_model, read_model
 from gsopt.datasets.images import Photo, load_views, locate
+from gsopt.datasets.initial_points import random_points
 from gsopt.datasets.ply import load_points, read_splat, write_splat
-from gsopt.datasets.random_points import random_points
 from gsopt.datasets.scene import PointCloud, Scene, View
 from gsopt.datasets.transforms import find_points, read_nerf_synthetic, read_transforms
 from gsopt.errors import InputError

@@ -1,61 +1,73 @@
 """Points to start from where a scene has none: random in what the cameras see, coloured by the photos."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from gsopt.datasets.scene import PointCloud, View
+from gsopt.errors import InputError
 
 MAX_POINTS = 100_000  # the number of the original 3DGS for NeRF-synthetic scenes
 MIN_POINTS = 1_000
 _PIXELS_PER_POINT = 4
 _VIEWS = 50  # at most so many, evenly taken, decide where points are and their colour
+_SEEN = 1 / 3  # of the number of views that see the best-seen point
 _OPAQUE = 0.9  # share of the views seeing a point in which its pixel is not fully transparent
-_SEEN = 0.25  # share of the views that see the best-seen point
-_BATCHES = 30  # of candidates, at most
+_BATCHES = 20  # of candidates, at most
 
 
 def random_points(views: Sequence[View], *, seed: int, volume: str) -> PointCloud:
     """Random points in the cameras' common viewing volume, each of the mean colour of the pixels that see it.
 
     One point per four pixels of a photo, from 1,000 to 100,000. The cameras look at a focus, the point
-    nearest to all their optical axes, from a median distance d.
-
-    volume "box": uniform in the cube around the focus that just fills the narrower field of view at distance
-    d, for objects (NeRF-synthetic). volume "frustums": along rays of random pixels, at depths log-uniform in
-    d/3..3d, kept if at least a quarter as many views see the point as see the best-seen one, for
-    surroundings.
+    nearest to all their optical axes, from a median distance d. Candidates are, with volume "box" (for
+    objects, NeRF-synthetic), uniform in the cube around the focus that fills the narrower field of view at
+    distance d; with "frustums" (for surroundings), on rays of random pixels at depths log-uniform in
+    d/3..3d. Those stay that are seen by at least a third as many views as the best-seen one.
 
     Photos with alpha carve: a point stays if its pixel is not fully transparent in 90% of the views that see
-    it (silhouettes; Laurentini 1994). If nothing stays, the silhouettes are left out of it.
+    it (silhouettes; Laurentini 1994); the points are then uniform in what is left. If nothing is, alpha
+    carves nothing.
 
-    Deterministic: same views and seed, same points.
+    Deterministic: same views and seed, same points. Raises InputError if no candidate is seen.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    views = [views[i] for i in np.linspace(0, len(views) - 1, min(_VIEWS, len(views))).round().astype(int)]
-    rig = _Rig(views)
+    rig = _Rig(
+        [views[i] for i in np.linspace(0, len(views) - 1, min(_VIEWS, len(views))).round().astype(int)]
+    )
     pixels = np.mean([view.camera.width * view.camera.height for view in views])
     count = int(np.clip(pixels / _PIXELS_PER_POINT, MIN_POINTS, MAX_POINTS))
-    draw = {"box": rig.box, "frustums": rig.frustums}[volume]
+    draw = rig.box() if volume == "box" else rig.frustums
 
-    kept, spare = [], []
-    for _ in range(_BATCHES):
-        xyz = draw(_uniform(generator, count, 4))
-        seen, opaque, color = rig.look(xyz)
-        visible = seen >= (max(1.0, _SEEN * seen.max()) if volume == "frustums" else 0)
-        inside = visible & (opaque >= _OPAQUE * seen)
-        spare.append((xyz[visible], color[visible]))
-        kept.append((xyz[inside], color[inside]))
-        if sum(len(part) for part, _ in kept) >= count:
-            break
-    chosen = kept if any(len(part) for part, _ in kept) else spare
-    xyz, rgb = (np.concatenate(column)[:count].astype(np.float32) for column in zip(*chosen, strict=True))
+    carving = any(image.shape[-1] == 4 for image in rig.images)
+    if carving:
+        xyz, _ = rig.keep(draw(_uniform(generator, count)), carving)
+        carving = len(xyz) > 0
+        if carving:
+            margin = 0.1 * (xyz.max(axis=0) - xyz.min(axis=0))
+            draw = _box(xyz.min(axis=0) - margin, xyz.max(axis=0) + margin)
+    batches, total = [], 0
+    while total < count and len(batches) < _BATCHES:
+        batches.append(rig.keep(draw(_uniform(generator, count)), carving))
+        total += len(batches[-1][0])
+    if total == 0:
+        raise InputError(
+            f"{views[0].path}: this photo and the other {len(views) - 1} see no common volume to draw random points "
+            "from; check the camera matrices (OpenGL axes), or give points with --init FILE.ply"
+        )
+    xyz, rgb = (np.concatenate(column)[:count].astype(np.float32) for column in zip(*batches, strict=True))
     return PointCloud(torch.from_numpy(xyz), torch.from_numpy(rgb))
 
 
-def _uniform(generator: torch.Generator, rows: int, columns: int) -> np.ndarray:
-    return torch.rand(rows, columns, generator=generator, dtype=torch.float64, device="cpu").numpy()
+def _uniform(generator: torch.Generator, rows: int) -> np.ndarray:
+    """[rows, 4] float64 in 0..1."""
+    return torch.rand(rows, 4, generator=generator, dtype=torch.float64, device="cpu").numpy()
+
+
+def _box(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from uniform numbers [P, 4] to points [P, 3] of a box."""
+    return lambda random: low + (high - low) * random[:, :3]
 
 
 class _Rig:
@@ -86,12 +98,11 @@ class _Rig:
         distance = float(np.median(np.linalg.norm(self.centers - focus, axis=1)))
         return focus, max(distance, spread) or 1.0
 
-    def box(self, random: np.ndarray) -> np.ndarray:
-        """[P, 3] points of the cube around the focus, from uniform numbers [P, 3 or more]."""
-        tangents = (0.5 * self.sizes / self.K[:, [0, 1], [0, 1]]).min(
-            axis=1
-        )  # [C] of half the narrower angle
-        return self.focus + self.distance * np.median(tangents) * (2.0 * random[:, :3] - 1.0)
+    def box(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Draws from the cube around the focus that fills the narrower field of view."""
+        tangents = (0.5 * self.sizes / self.K[:, [0, 1], [0, 1]]).min(axis=1)  # [C] of half the angle
+        half = self.distance * np.median(tangents)
+        return _box(self.focus - half, self.focus + half)
 
     def frustums(self, random: np.ndarray) -> np.ndarray:
         """[P, 3] points along the rays of random pixels of random cameras, from uniform numbers [P, 4]."""
@@ -102,6 +113,14 @@ class _Rig:
         depth = self.distance * 3.0 ** (2.0 * random[:, 3:] - 1.0)  # [P, 1]
         local = np.concatenate([flat, np.ones_like(depth)], axis=1) * depth  # [P, 3] camera axes
         return np.einsum("pji,pj->pi", viewmats[:, :3, :3], local) + self.centers[which]
+
+    def keep(self, xyz: np.ndarray, carving: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the points [P, 3] that enough views see, with their colours."""
+        seen, opaque, color = self.look(xyz)
+        stays = seen >= max(1.0, _SEEN * seen.max())
+        if carving:
+            stays &= opaque >= _OPAQUE * seen
+        return xyz[stays], color[stays]
 
     def look(self, xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the photos say about points [P, 3].
