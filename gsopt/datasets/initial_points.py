@@ -53,8 +53,8 @@ def random_points(views: Sequence[View], *, seed: int, volume: str) -> PointClou
         total += len(batches[-1][0])
     if total == 0:
         raise InputError(
-            f"{views[0].path}: this photo and the other {len(views) - 1} see no common volume to draw random points "
-            "from; check the camera matrices (OpenGL axes), or give points with --init FILE.ply"
+            f"{views[0].path}: this photo and the other {len(views) - 1} see no common volume to draw "
+            "random points from; check the camera matrices (OpenGL axes), or give points with --init FILE.ply"
         )
     xyz, rgb = (np.concatenate(column)[:count].astype(np.float32) for column in zip(*batches, strict=True))
     return PointCloud(torch.from_numpy(xyz), torch.from_numpy(rgb))
