@@ -1,6 +1,6 @@
 """The dictionary of intermediate results of a rasterization, with gsplat's keys, shapes and dtypes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ class RenderInfo(dict):
     """
 
     INTERSECTIONS = ("tiles_per_gauss", "isect_ids", "flatten_ids", "isect_offsets")
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        if callable(value):  # put off by the backend until somebody looks
+            value = self[key] = value()
+        return value
 
     def __missing__(self, key: str) -> Any:
         if key not in self.INTERSECTIONS:
@@ -36,7 +42,8 @@ class RenderInfo(dict):
         return self[key]
 
     def _complete(self) -> "RenderInfo":
-        self[self.INTERSECTIONS[0]]
+        for key in (*self.INTERSECTIONS, "conics"):
+            self[key]
         return self
 
     def __contains__(self, key: object) -> bool:
@@ -68,7 +75,7 @@ def render_info(
     radii: Tensor,  # int32 [C, N, 2] or [nnz, 2]
     means2d: Tensor,  # [C, N, 2] or [nnz, 2]
     depths: Tensor,  # [C, N] or [nnz]
-    conics: Tensor,  # [C, N, 3] or [nnz, 3]
+    conics: Tensor | Callable[[], Tensor],  # [C, N, 3] or [nnz, 3]; a function is called at the first look
     opacities: Tensor,  # [C, N] or [nnz]
     camera_ids: Tensor | None = None,  # int64 [nnz] when packed
     gaussian_ids: Tensor | None = None,  # int64 [nnz] when packed

@@ -1,0 +1,142 @@
+"""The native CPU kernel: finding, building and calling it. Knows pointers and sizes, nothing of autograd."""
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from gsopt.errors import InputError
+from gsopt.native import build
+
+ABI = 1
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+
+
+class Camera(ctypes.Structure):
+    """`gsopt_camera` of src/gsopt.h."""
+
+    _fields_ = (
+        ("rotation", _FLOAT * 9),
+        ("translation", _FLOAT * 3),
+        *((name, _FLOAT) for name in ("fx", "fy", "cx", "cy")),
+        *((name, ctypes.c_int32) for name in ("width", "height")),
+        *((name, _FLOAT) for name in ("near_plane", "far_plane", "radius_clip", "eps2d")),
+        ("antialiased", ctypes.c_int32),
+    )
+
+
+# Result and argument types of each function of src/gsopt.h, in its order.
+_SIGNATURES = {
+    "gsopt_abi": (_INT, []),
+    "gsopt_isa": (ctypes.c_char_p, []),
+    "gsopt_cpu_runs": (_INT, [ctypes.c_char_p]),
+    "gsopt_set_threads": (None, [_INT]),
+    "gsopt_get_threads": (_INT, []),
+    "gsopt_frame_new": (_POINTER, []),
+    "gsopt_frame_free": (None, [_POINTER]),
+    "gsopt_frame_bytes": (_LONG, [_POINTER]),
+    "gsopt_project": (_INT, [_POINTER, ctypes.POINTER(Camera), _LONG, *[_POINTER] * 9]),
+    "gsopt_project_backward": (_INT, [ctypes.POINTER(Camera), _LONG, *[_POINTER] * 14]),
+    "gsopt_sh": (_INT, [_LONG, _INT, _INT, *[_POINTER] * 6]),
+    "gsopt_sh_backward": (_INT, [_LONG, _INT, _INT, *[_POINTER] * 11]),
+    "gsopt_set_colors": (_INT, [_POINTER, _INT, _POINTER]),
+    "gsopt_rasterize": (_INT, [_POINTER, _INT, *[_POINTER] * 3]),
+    "gsopt_rasterize_backward": (_INT, [_POINTER, _INT, *[_POINTER] * 8]),
+    "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
+}
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    if library.gsopt_abi() != ABI:
+        raise RuntimeError(f"{path}: expected kernel interface {ABI}, found {library.gsopt_abi()}")
+    return library
+
+
+def _locate(isa: str) -> Path:
+    """The library of one variant: beside this file, in the user's cache, or compiled into that now."""
+    name = build.library_name(isa)
+    for folder in (Path(__file__).parent, build.cache_folder()):
+        if (folder / name).is_file():
+            return folder / name
+    try:
+        return build.compile_kernel(build.cache_folder(), isa)
+    except build.NoCompiler as error:
+        raise InputError(str(error)) from None
+
+
+@cache
+def library(isa: str | None = None) -> ctypes.CDLL:
+    """The kernel for an instruction set; by default $GSOPT_ISA, or the best that this processor runs.
+
+    Raises:
+        InputError: the instruction set is unknown here or this processor lacks it; or the kernel is not built
+            and there is no compiler.
+        RuntimeError: the compiler failed.
+    """
+    known = list(build.variants())
+    asked = isa or os.environ.get("GSOPT_ISA")
+    if asked and asked not in known:
+        raise InputError(f"GSOPT_ISA: expected one of {', '.join(known)}, found {asked!r}")
+    probe = _open(_locate("baseline"))
+    runs = [name for name in known if probe.gsopt_cpu_runs(name.encode())]
+    if asked and asked not in runs:
+        raise InputError(f"GSOPT_ISA: this processor runs {', '.join(runs)}, found {asked!r}")
+    chosen = asked or runs[0]
+    return probe if chosen == "baseline" else _open(_locate(chosen))
+
+
+def available_isas() -> list[str]:
+    """Instruction sets of this architecture that this processor runs, best first."""
+    probe = _open(_locate("baseline"))
+    return [name for name in build.variants() if probe.gsopt_cpu_runs(name.encode())]
+
+
+def set_num_threads(threads: int) -> None:
+    """Number of threads that the kernel uses. Results do not depend on it."""
+    if threads < 1:
+        raise ValueError(f"threads: expected at least 1, found {threads}")
+    library().gsopt_set_threads(threads)
+
+
+def get_num_threads() -> int:
+    return library().gsopt_get_threads()
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's data; it must be contiguous, and outlive the call."""
+    if tensor is None:
+        return None
+    if not tensor.is_contiguous():
+        raise ValueError("the kernel needs contiguous tensors")
+    return tensor.data_ptr()
+
+
+def check(status: int) -> None:
+    if status:
+        raise MemoryError("the CPU kernel found no memory for its buffers")
+
+
+class Frame:
+    """Buffers of one rendering (`gsopt_frame`). A frame that is dropped is kept for the next one to use."""
+
+    _idle: list[int] = []  # noqa: RUF012 (shared on purpose)
+
+    def __init__(self) -> None:
+        self.handle = self._idle.pop() if self._idle else library().gsopt_frame_new()
+        if not self.handle:
+            raise MemoryError("the CPU kernel found no memory for a frame")
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self._idle.append(self.handle)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the buffers in bytes."""
+        return library().gsopt_frame_bytes(self.handle)

@@ -1,0 +1,68 @@
+/* The C interface of the CPU kernel. Plain pointers to float32 arrays, row-major; nothing of torch or Python.
+ *
+ * Shapes: N Gaussians, H x W pixels, CH in {1..32} channels (up to 4 are fast). An output pointer may be NULL where it says so: then
+ * that gradient is neither computed nor written. Functions return 0, or GSOPT_NO_MEMORY.
+ */
+#pragma once
+#include <stdint.h>
+
+#define GSOPT_ABI 1
+#define GSOPT_NO_MEMORY 1
+#define EXPORT __attribute__((visibility("default")))
+
+/* One rendering: what the passes over a view hand to each other (projected splats, tile lists, what the
+ * backward pass needs). Buffers grow and are kept, so a frame in use again allocates nothing. */
+typedef struct gsopt_frame gsopt_frame;
+
+typedef struct {
+    float rotation[9], translation[3]; /* world to camera, OpenCV axes */
+    float fx, fy, cx, cy;              /* pixels */
+    int32_t width, height;             /* pixels */
+    float near_plane, far_plane;       /* world units */
+    float radius_clip, eps2d;          /* pixels, pixels^2 */
+    int32_t antialiased;               /* opacities are compensated for eps2d (Mip-Splatting) */
+} gsopt_camera;
+
+EXPORT int gsopt_abi(void);
+EXPORT const char *gsopt_isa(void);
+EXPORT int gsopt_cpu_runs(const char *isa); /* 1 if this processor runs that variant */
+EXPORT void gsopt_set_threads(int threads);
+EXPORT int gsopt_get_threads(void);
+
+EXPORT gsopt_frame *gsopt_frame_new(void);
+EXPORT void gsopt_frame_free(gsopt_frame *frame);
+EXPORT int64_t gsopt_frame_bytes(const gsopt_frame *frame);
+
+/* project.c: EWA projection. radii [N,2] int32, 0 where culled; means2d [N,2]; cov2d [N,3] (xx, xy, yy with eps2d
+ * added); depths [N]; compensated [N] opacities, written when antialiased. Culled rows are written as zeros. */
+EXPORT int gsopt_project(gsopt_frame *frame, const gsopt_camera *camera, int64_t n, const float *means,
+                         const float *quats, const float *scales, const float *opacities, int32_t *radii,
+                         float *means2d, float *cov2d, float *depths, float *compensated);
+/* project_backward.c: v_depths, v_compensated and every output may be NULL. v_viewmat [12]: rotation, translation. */
+EXPORT int gsopt_project_backward(const gsopt_camera *camera, int64_t n, const float *means, const float *quats,
+                                  const float *scales, const float *opacities, const int32_t *radii,
+                                  const float *v_means2d, const float *v_cov2d, const float *v_depths,
+                                  const float *v_compensated, float *v_means, float *v_quats, float *v_scales,
+                                  float *v_opacities, float *v_viewmat);
+
+/* sh.c: colours max(SH(direction) + 1/2, 0) of the visible rows. dc [N,3], rest [N,bands,3], colors [N,3]. */
+EXPORT int gsopt_sh(int64_t n, int degree, int bands, const float *means, const float *center, const float *dc,
+                    const float *rest, const int32_t *radii, float *colors);
+EXPORT int gsopt_sh_backward(int64_t n, int degree, int bands, const float *means, const float *center,
+                             const float *dc, const float *rest, const int32_t *radii, const float *colors,
+                             const float *v_colors, float *v_dc, float *v_rest, float *v_means, float *v_center);
+
+/* forward.c: front-to-back compositing of the projected frame, with the colours [N,CH] last set. Rows of Gaussians that
+ * touch no tile are not read. image [H,W,CH], alpha [H,W]; background [CH] or NULL (black). */
+EXPORT int gsopt_set_colors(gsopt_frame *frame, int channels, const float *colors);
+EXPORT int gsopt_rasterize(gsopt_frame *frame, int channels, const float *background, float *image, float *alpha);
+/* backward.c: v_alpha may be NULL (zeros). v_means2d [N,2], v_absolute [N,2] (sums of absolute values, AbsGS), v_cov2d [N,3],
+ * v_colors [N,CH], v_opacities [N], each may be NULL. */
+EXPORT int gsopt_rasterize_backward(gsopt_frame *frame, int channels, const float *background, const float *v_image,
+                                    const float *v_alpha, float *v_means2d, float *v_absolute, float *v_cov2d,
+                                    float *v_colors, float *v_opacities);
+
+/* ssim.c: (1 - weight) L1 + weight (1 - SSIM) of images [H,W,3]; target is uint8 (target8) or float. gradient
+ * [H,W,3] or NULL. sums: mean L1, mean SSIM. The frame lends its loss buffers only. */
+EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const float *image, const uint8_t *target8,
+                             const float *target, float weight, double *sums, float *gradient);

@@ -1,0 +1,90 @@
+/* What the stages of the kernel share: thread pool, growable buffers, the frame. */
+#pragma once
+#include <stddef.h>
+
+#include "gsopt.h"
+#include "vec.h"
+
+/* Semantics of gsplat's CUDA kernels (1.5.3); render/call.py names the same constants. */
+#define ALPHA_MIN (1.0f / 255.0f)
+#define ALPHA_MAX 0.999f
+#define TRANSMITTANCE_STOP 1e-4f
+#define RADIUS_SIGMAS 3.33f
+#define RADIUS_MAX 1073741824.0f /* keeps radii within int32 */
+#define LOG2_255 7.99435344f
+#define LOG2_ALPHA_MAX (-0.00144341681f)
+/* alpha = opacity * exp(-q/2) = 2^(log2 opacity - HALF_LOG2E q), q the squared Mahalanobis distance */
+#define HALF_LOG2E 0.721347520444f
+
+#define TILE 16        /* pixels a side */
+#define BLOCK 4        /* pixels a side: one vector */
+#define BLOCKS 16      /* a tile */
+#define CHUNK 1024     /* Gaussians a task: fixed, so that partial sums do not depend on the thread count */
+#define MAX_CHANNELS 32
+#define SUMS 8         /* floats of a (Gaussian, tile)'s record before its channels: see backward.c */
+
+/* A projected Gaussian: one cache line. Pixel centres are at integers here (means2d minus 1/2).
+ * With d = pixel - mean:  u = ua dx + ub dy,  v = vc dy,  alpha = 2^(lo - u^2 - v^2). */
+typedef struct {
+    float mx, my;
+    float ua, ub, vc;
+    float lo;        /* log2 opacity */
+    float reach;     /* lo + log2 255: alpha >= 1/255 where u^2 + v^2 <= reach */
+    float opacity;
+    float hx, hy;    /* half extents of the ellipse u^2 + v^2 = reach, pixels */
+    float sx, sy;    /* conjugate slopes: at given dy the least q is at dx = sx dy; at given dx, at dy = sy dx */
+    float color[4];
+} splat;
+
+typedef struct { /* tiles [x0, x1) x [y0, y1) */
+    uint16_t x0, y0, x1, y1;
+} tile_rect;
+
+typedef struct {
+    uint32_t id, pair; /* Gaussian; index of this (Gaussian, tile), counted Gaussian by Gaussian */
+} tile_entry;
+
+typedef struct {
+    void *data;
+    size_t bytes;
+} buffer;
+
+struct gsopt_frame {
+    int64_t n, visible, pairs;
+    int32_t width, height, tiles_x, tiles_y, threads; /* threads: rows of thread_counts */
+    /* per Gaussian */
+    buffer splats, rects, pair_offsets;      /* splat, tile_rect, uint32 */
+    buffer wide_colors;                      /* float [N, channels], where a splat's four do not do */
+    buffer chunk_visible, chunk_pairs;       /* per CHUNK: uint32, counts, then those before it */
+    buffer keys[2], ids[2], sort_counts;     /* visible Gaussians in order of depth after bin.c: uint32 */
+    /* per tile */
+    buffer thread_counts, tile_offsets, tile_ends; /* uint32; uint32 [tiles + 1]; int32: entries forward looked at */
+    /* per (Gaussian, tile) */
+    buffer entries, masks, records, touched; /* tile_entry, uint16: blocks hit, float [SUMS + channels], uint8 */
+    /* per pixel, tile by tile and block by block */
+    buffer transmittance, stops; /* float; int32: first entry of the tile that the pixel no longer takes */
+    /* ssim.c */
+    buffer loss_rows, loss_scratch, loss_maps; /* double [2] a row; float, per thread; float [3] a value */
+};
+
+/* Makes room for bytes; contents are lost when it grows. 0 on success. */
+int buffer_reserve(buffer *b, size_t bytes);
+void buffer_release(buffer *b);
+
+/* Calls task(context, i, thread) for i in [0, count), thread in [0, threads). Returns when all are done. */
+typedef void (*task_fn)(void *context, int64_t i, int thread);
+void parallel_for(int64_t count, task_fn task, void *context);
+int pool_threads(void);
+
+/* Channels padded to whole groups of four. */
+INLINE int padded(int channels) { return (channels + 3) & ~3; }
+INLINE int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int min_int(int a, int b) { return a < b ? a : b; }
+INLINE int max_int(int a, int b) { return a > b ? a : b; }
+
+/* bin.c: builds the tile lists of a projected frame. */
+int bin_splats(gsopt_frame *frame, const float *depths);
+
+/* Tiles of row ty that the ellipse of s touches: [*x0, *x1), empty if *x0 >= *x1. */
+void tile_span(const splat *s, const tile_rect *r, int ty, int *x0, int *x1);
