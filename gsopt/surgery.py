@@ -1,0 +1,192 @@
+"""The one place that changes the rows of parameters: values, gradients and moments move together.
+
+Which rows to change is for a strategy to decide; how they move is decided here. Kept rows keep their
+moments, new and overwritten rows begin with moments of zero.
+
+Per-row state of an optimizer are the entries that it declares in an attribute `per_row_state` (a
+collection of keys of its state); without that, the tensors of at least one dimension whose first is the
+number of rows. All else, such as Adam's `step`, stays as it is. An optimizer that has not stepped yet has
+no state to move, and a parameter that is not in the optimizer only has values.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def keep(module: nn.Module, names: Sequence[str], optimizer: Optimizer | None, rows: Tensor) -> None:
+    """Drop all rows but some.
+
+    Args:
+        module: owner of the parameters; other parameters of the optimizer are not touched.
+        names: of the parameters with one row per element, all with as many rows.
+        optimizer: None if there is none.
+        rows: which to keep: a mask (bool [N]) or indices in the order wanted (int64 [K], each at most
+            once).
+
+    Raises:
+        ValueError: numbers of rows that disagree, a mask of another length, indices out of range or
+            repeated.
+    """
+    resize(module, names, optimizer, rows, {})
+
+
+def append(
+    module: nn.Module, names: Sequence[str], optimizer: Optimizer | None, values: Mapping[str, Tensor]
+) -> None:
+    """Add rows at the end, with moments of zero.
+
+    Args:
+        module, names, optimizer: as for :func:`keep`.
+        values: the new rows of each parameter. [M, ...]
+
+    Raises:
+        ValueError: values for too few or too many parameters or of another shape.
+    """
+    resize(module, names, optimizer, None, values)
+
+
+def resize(
+    module: nn.Module,
+    names: Sequence[str],
+    optimizer: Optimizer | None,
+    rows: Tensor | None,
+    values: Mapping[str, Tensor],
+) -> None:
+    """Keep some rows and add new ones after them, with one allocation per tensor.
+
+    The parameters become new `nn.Parameter`s that take the place of the old in module, optimizer and
+    groups, with their `requires_grad` and what gradient they have (zero for new rows). Groups keep their
+    options and names.
+
+    Args:
+        module, names, optimizer: as for :func:`keep`.
+        rows: as for :func:`keep`; None keeps all.
+        values: as for :func:`append`; {} adds none.
+
+    Raises:
+        ValueError: as :func:`keep` and :func:`append`. Then nothing is changed.
+    """
+    count = _row_count(module, names)
+    kept = None if rows is None else _indices(rows, count)
+    added = _checked_values(module, names, values) if values else 0
+
+    @torch.no_grad()
+    def resized(old: Tensor, new: Tensor | None) -> Tensor:
+        length = count if kept is None else len(kept)
+        out = old.new_empty(length + added, *old.shape[1:])
+        if kept is None:
+            out[:length] = old
+        else:
+            torch.index_select(old, 0, kept, out=out[:length])
+        out[length:] = 0 if new is None else new
+        return out
+
+    for name in names:
+        old = module.get_parameter(name)
+        new = nn.Parameter(resized(old.detach(), values.get(name)), requires_grad=old.requires_grad)
+        if old.grad is not None:
+            new.grad = resized(old.grad, None)
+        _put_in_place(module, name, old, new, optimizer)
+        _map_state(optimizer, old, new, lambda tensor: resized(tensor, None))
+
+
+@torch.no_grad()
+def overwrite(
+    module: nn.Module, optimizer: Optimizer | None, values: Mapping[str, Tensor], rows: Tensor | None = None
+) -> None:
+    """Give rows of some parameters other values, and set their moments (and gradients) to zero.
+
+    The parameters stay the same objects.
+
+    Args:
+        module, optimizer: as for :func:`keep`.
+        values: the new values of each parameter that changes, one row for each of `rows`. [K, ...]
+        rows: which rows: a mask (bool [N]) or indices (int64 [K], each at most once); None is all.
+
+    Raises:
+        ValueError: as :func:`keep`, or values of another shape. Then nothing is changed.
+    """
+    count = _row_count(module, list(values))
+    places = None if rows is None else _indices(rows, count)
+    length = count if places is None else len(places)
+    for name, value in values.items():
+        expected = (length, *module.get_parameter(name).shape[1:])
+        if tuple(value.shape) != expected:
+            raise ValueError(f"{name}: expected values {list(expected)}, found {list(value.shape)}")
+
+    def put(tensor: Tensor, value: Tensor | float) -> Tensor:
+        tensor[slice(None) if places is None else places] = value
+        return tensor
+
+    for name, value in values.items():
+        parameter = module.get_parameter(name)
+        put(parameter, value.to(parameter))
+        if parameter.grad is not None:
+            put(parameter.grad, 0)
+        _map_state(optimizer, parameter, parameter, lambda tensor: put(tensor, 0))
+
+
+def _map_state(
+    optimizer: Optimizer | None, old: Tensor, new: Tensor, change: Callable[[Tensor], Tensor]
+) -> None:
+    """Hand the state of `old` to `new`, with `change` applied to every per-row tensor."""
+    if optimizer is None or old not in optimizer.state:
+        return
+    declared = getattr(optimizer, "per_row_state", None)
+    state: dict[str, Any] = optimizer.state.pop(old)
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        by_shape = value.dim() > 0 and value.shape[0] == old.shape[0]
+        if by_shape if declared is None else key in declared:
+            state[key] = change(value)
+    optimizer.state[new] = state
+
+
+def _put_in_place(
+    module: nn.Module, name: str, old: nn.Parameter, new: nn.Parameter, optimizer: Optimizer | None
+) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(owner), attribute, new)
+    for group in optimizer.param_groups if optimizer is not None else ():
+        for position, parameter in enumerate(group["params"]):
+            if parameter is old:
+                group["params"][position] = new
+
+
+def _row_count(module: nn.Module, names: Iterable[str]) -> int:
+    counts = {name: module.get_parameter(name).shape[0] for name in names}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"expected parameters with one number of rows, found {counts}")
+    return next(iter(counts.values()))
+
+
+def _checked_values(module: nn.Module, names: Sequence[str], values: Mapping[str, Tensor]) -> int:
+    """Number of new rows, the same in all `values`, which there are for each of `names`."""
+    if set(values) != set(names):
+        raise ValueError(f"expected new rows of {', '.join(names)}, found {', '.join(values)}")
+    added = len(values[names[0]])
+    for name in names:
+        expected = (added, *module.get_parameter(name).shape[1:])
+        if tuple(values[name].shape) != expected:
+            raise ValueError(f"{name}: expected new rows {list(expected)}, found {list(values[name].shape)}")
+    return added
+
+
+def _indices(rows: Tensor, count: int) -> Tensor:
+    """`rows` as checked indices. [K]"""
+    if rows.dtype == torch.bool:
+        if rows.shape != (count,):
+            raise ValueError(f"rows: expected a mask [{count}], found {list(rows.shape)}")
+        return torch.nonzero(rows).flatten()
+    if rows.dtype != torch.int64 or rows.dim() != 1:
+        raise ValueError(f"rows: expected a mask or a list of int64, found {rows.dtype} {list(rows.shape)}")
+    if len(rows) and (rows.min() < 0 or rows.max() >= count):
+        raise ValueError(f"rows: expected 0 to {count - 1}, found {int(rows.min())} to {int(rows.max())}")
+    if len(rows) != len(torch.unique(rows)):
+        raise ValueError("rows: found an index twice, which would give two rows one set of moments")
+    return rows
