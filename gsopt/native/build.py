@@ -1,8 +1,8 @@
 """Compile the CPU kernel, at install time or at its first use.
 
-Stands alone (standard library only), because `setup.py` loads it before the package has its dependencies. A
-variant is compiled per instruction set; the file's name carries a hash of the sources, so that a library built
-from other sources is never loaded.
+Stands alone (standard library only), because `setup.py` loads it before the package has its dependencies.
+One variant is compiled for each instruction set; a file's name carries a hash of the sources, so that a
+library built from other sources is never loaded.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _X86 = {
     "avx2": ("-march=x86-64-v3",),
     "baseline": ("-march=x86-64",),
 }
-# Contraction to fused multiply-adds and vectorised sqrt/compare need these; -ffast-math would break NaN checks.
+# Fused multiply-adds and vectorised sqrt and compare need these; -ffast-math would break the NaN checks.
 _FLAGS = (
     "-std=gnu11",
     "-O3",
@@ -85,7 +85,7 @@ def find_compiler() -> list[str]:
 
 
 def compile_kernel(folder: Path, isa: str, *, extra_flags: tuple[str, ...] = ()) -> Path:
-    """Compile one variant into `folder`; an existing file of that name is replaced at once, never half-written.
+    """Compile one variant into `folder`; the file appears whole or not at all.
 
     Raises:
         NoCompiler: no compiler was found.

@@ -1,8 +1,8 @@
 """The CPU backend: the native kernel as autograd functions (gsopt/native/src, docs/kernel.md).
 
-Three functions, so that gradients stop where nothing behind them is asked for: projection, spherical harmonics,
-compositing. The splats themselves stay in the kernel's frame; between projection and compositing the tensors
-`means2d`, `covars2d` and `opacities` carry gradients only.
+Three functions, so that gradients stop where nothing behind them is asked for: projection, spherical
+harmonics, compositing. The splats themselves stay in the kernel's frame; between projection and compositing
+the tensors `means2d`, `covars2d` and `opacities` carry gradients only.
 """
 
 import weakref
@@ -196,8 +196,8 @@ def _camera(call: RenderCall, index: int) -> Camera:
 class _Project(torch.autograd.Function):
     """Gaussians to splats, in the kernel's frames.
 
-    Returns means2d [C, N, 2], blurred covariances xx, xy, yy [C, N, 3], depths [C, N], compensated opacities [C, N]
-    (empty unless antialiased) and radii int32 [C, N, 2]; zeros where there is no splat.
+    Returns means2d [C, N, 2], blurred covariances xx, xy, yy [C, N, 3], depths [C, N], compensated opacities
+    [C, N] (empty unless antialiased) and radii int32 [C, N, 2]; zeros where there is no splat.
     """
 
     @staticmethod

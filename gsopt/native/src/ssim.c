@@ -55,11 +55,20 @@ INLINE vf blur_x(const float *in, int i) {
     return sum;
 }
 
-/* ring: rows y - 5 .. y + 5 of one map, row r at slot (r + TAPS) % TAPS */
-INLINE vf blur_y(const float *ring, int stride, int y, int i) {
-    vf sum = vf_set(0);
-    for (int k = 0; k < TAPS; k++)
-        sum += WINDOW[k] * vf_load(ring + (size_t)((y + k - HALF + TAPS) % TAPS) * stride + i);
+/* The eleven rows of a map that the window covers, from the ring: row r is at slot (r + TAPS) % TAPS. */
+typedef struct {
+    const float *row[TAPS];
+} column_window;
+
+INLINE column_window window_at(const float *ring, int stride, int y) {
+    column_window w;
+    for (int k = 0; k < TAPS; k++) w.row[k] = ring + (size_t)((y + k - HALF + TAPS) % TAPS) * stride;
+    return w;
+}
+
+INLINE vf blur_y(const column_window *w, int i) {
+    vf sum = WINDOW[0] * vf_load(w->row[0] + i);
+    for (int k = 1; k < TAPS; k++) sum += WINDOW[k] * vf_load(w->row[k] + i);
     return sum;
 }
 
@@ -96,12 +105,12 @@ static void load_products(const ssim_job *job, float *scratch, int y) {
 
 /* SSIM of row y, its sum, and its derivatives by the three blurred maps that depend on the image. */
 static void ssim_row(const ssim_job *job, float *scratch, int y) {
-    const float *ring[MAPS];
-    for (int m = 0; m < MAPS; m++) ring[m] = ring_of(job, scratch, m);
+    column_window window[MAPS];
+    for (int m = 0; m < MAPS; m++) window[m] = window_at(ring_of(job, scratch, m), job->stride, y);
     vf total = vf_set(0);
     for (int i = 0; i < job->length; i += LANES) {
         vf b[MAPS];
-        for (int m = 0; m < MAPS; m++) b[m] = blur_y(ring[m], job->stride, y, i);
+        for (int m = 0; m < MAPS; m++) b[m] = blur_y(&window[m], i);
         vf mu_xy = b[0] * b[1], mu_xx = b[0] * b[0], mu_yy = b[1] * b[1];
         vf a1 = 2.0f * mu_xy + C1, a2 = 2.0f * (b[4] - mu_xy) + C2;
         vf b1 = mu_xx + mu_yy + C1, b2 = (b[2] - mu_xx) + (b[3] - mu_yy) + C2;
@@ -140,13 +149,14 @@ static void gradient_row(const ssim_job *job, float *scratch, int y) {
     float *x = row_of(job, scratch, 3), *t = row_of(job, scratch, 4);
     load_image_row(job, y, x), load_target_row(job, y, t);
     float n = (float)job->height * job->length, by_l1 = (1 - job->weight) / n, by_ssim = job->weight / n;
+    column_window window[3];
+    for (int m = 0; m < 3; m++) window[m] = window_at(ring_of(job, scratch, m), job->stride, y);
     vf total = vf_set(0), zero = vf_set(0);
     for (int i = 0; i < job->length; i += LANES) {
         vf a = vf_load(x + i), b = vf_load(t + i), difference = tail_only(job, i, a - b);
         total += vf_max(difference, -difference);
         if (!job->gradient) continue;
-        vf d0 = blur_y(ring_of(job, scratch, 0), job->stride, y, i), d1 = blur_y(ring_of(job, scratch, 1), job->stride, y, i);
-        vf d2 = blur_y(ring_of(job, scratch, 2), job->stride, y, i);
+        vf d0 = blur_y(&window[0], i), d1 = blur_y(&window[1], i), d2 = blur_y(&window[2], i);
         vf sign = vf_only(vf_lt(zero, difference), vf_set(by_l1)) - vf_only(vf_lt(difference, zero), vf_set(by_l1));
         vf value = sign - by_ssim * (d0 + 2.0f * a * d1 + b * d2);
         float *out = job->gradient + (int64_t)y * job->length + i;

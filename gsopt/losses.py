@@ -1,0 +1,137 @@
+"""Loss terms of a picture: named scalars, and their weighted sum.
+
+`photometric` is the loss of 3DGS (Kerbl et al. 2023, eq. 7): (1 - λ) L1 + λ (1 - SSIM), λ = 0.2. On the CPU one call
+of the native kernel gives the value and the gradient; `photometric_reference` is the same in plain PyTorch.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gsopt.native import Frame, check, library, pointer
+
+SSIM_WINDOW = 11  # pixels
+SSIM_SIGMA = 1.5  # pixels
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for values in 0..1 (Wang et al. 2004)
+
+
+def photometric(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1 and D-SSIM between a rendered picture and a photo.
+
+    Args:
+        image: rendered picture. [H, W, 3] floating point, meant to be in 0..1; not clamped
+        target: photo. [H, W, 3] uint8, or floating point in 0..1; it gets no gradient
+        ssim_weight: λ, 0 to 1.
+
+    Returns:
+        The loss (a scalar, differentiable in `image`), and its parts "l1" and "ssim" (the mean index, 1 when
+        equal) as detached scalars.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+    """
+    _check(image, target)
+    if image.device.type != "cpu" or image.dtype != torch.float32:
+        return photometric_reference(image, target, ssim_weight)
+    loss, l1, index = _Photometric.apply(image, target, ssim_weight)
+    return loss, {"l1": l1, "ssim": index}
+
+
+def photometric_reference(
+    image: Tensor, target: Tensor, ssim_weight: float = 0.2
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`photometric` in plain PyTorch, for any floating dtype and device."""
+    _check(image, target)
+    target = _as_float(target, image)
+    l1 = (image - target).abs().mean()
+    index = ssim(image, target)
+    loss = (1 - ssim_weight) * l1 + ssim_weight * (1 - index)
+    return loss, {"l1": l1.detach(), "ssim": index.detach()}
+
+
+def ssim(image: Tensor, target: Tensor) -> Tensor:
+    """Mean structural similarity of two pictures, 1 when equal (Wang et al. 2004), as 3DGS measures it.
+
+    Window 11×11, Gaussian of σ = 1.5 pixels, zeros outside the picture, the mean over pixels and channels.
+
+    Args:
+        image, target: [H, W, 3]; floating point in 0..1, `target` may be uint8.
+    """
+    _check(image, target)
+    x = image.movedim(-1, 0)[:, None]  # [3, 1, H, W]
+    y = _as_float(target, image).movedim(-1, 0)[:, None]
+    maps = torch.cat([x, y, x * x, y * y, x * y])  # [15, 1, H, W]
+    taps = torch.tensor(_window(), dtype=image.dtype, device=image.device)
+    half = SSIM_WINDOW // 2
+    maps = F.conv2d(maps, taps.view(1, 1, -1, 1), padding=(half, 0))
+    maps = F.conv2d(maps, taps.view(1, 1, 1, -1), padding=(0, half))
+    mean_x, mean_y, xx, yy, xy = maps.chunk(5)
+    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    structure = (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)
+    return (luminance * structure).mean()
+
+
+@cache
+def _window() -> tuple[float, ...]:
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device="cpu") - SSIM_WINDOW // 2
+    taps = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    return tuple((taps / taps.sum()).tolist())
+
+
+def _as_float(target: Tensor, like: Tensor) -> Tensor:
+    scaled = target.to(like.dtype) / 255 if target.dtype == torch.uint8 else target.to(like.dtype)
+    return scaled.detach()
+
+
+def _check(image: Tensor, target: Tensor) -> None:
+    if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise ValueError(f"image: expected shape [H, W, 3], found {list(image.shape)}")
+    if target.shape != image.shape:
+        raise ValueError(
+            f"target: expected the image's shape {list(image.shape)}, found {list(target.shape)}"
+        )
+    if not image.is_floating_point():
+        raise ValueError(f"image: expected floating point, found {image.dtype}")
+    if target.dtype != torch.uint8 and not target.is_floating_point():
+        raise ValueError(f"target: expected uint8 or floating point, found {target.dtype}")
+
+
+class _Photometric(torch.autograd.Function):
+    """The native kernel: the gradient comes with the value, if anybody is going to ask for it."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, target: Tensor, ssim_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        image, target = image.contiguous(), target.contiguous()
+        height, width, _ = image.shape
+        bytes_given = target.dtype == torch.uint8
+        target = target if bytes_given else target.float()
+        gradient = torch.empty_like(image) if ctx.needs_input_grad[0] else None
+        sums = torch.empty(2, dtype=torch.float64, device="cpu")
+        check(
+            library().gsopt_photometric(
+                Frame().handle,
+                height,
+                width,
+                pointer(image),
+                pointer(target) if bytes_given else None,
+                None if bytes_given else pointer(target),
+                ssim_weight,
+                pointer(sums),
+                pointer(gradient),
+            )
+        )
+        ctx.gradient = gradient
+        l1, index = sums.float().unbind()
+        loss = ((1 - ssim_weight) * sums[0] + ssim_weight * (1 - sums[1])).float()
+        ctx.mark_non_differentiable(l1, index)
+        return loss, l1, index
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * v_loss, None, None
