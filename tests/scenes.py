@@ -69,7 +69,7 @@ def picture(
 ) -> np.ndarray:
     """The ball as `camera` sees it: uint8 [H, W, 3], or [H, W, 4] with straight alpha; 3x3 rays per pixel.
 
-    `model`, `distortion`: the lens, a COLMAP camera model and its parameters after fx, fy, cx, cy.
+    `model`, `distortion`: the lens, a COLMAP camera model and its parameters after the principal point.
     """
     fine = camera.resized(3 * camera.width, 3 * camera.height)
     hits, color = _cast(fine, _rays(fine, model, distortion))
@@ -91,12 +91,19 @@ def _rays(camera: Camera, model: str, distortion: tuple) -> np.ndarray:
     if distortion:
         import pycolmap
 
-        params = [K[0, 0], K[1, 1], K[0, 2], K[1, 2], *distortion]
+        params = lens_params(camera, model, distortion)
         lens = pycolmap.Camera(model=model, width=camera.width, height=camera.height, params=params)
         flat = lens.cam_from_img(pixels)
     else:
         flat = (pixels - K[:2, 2]) / K[[0, 1], [0, 1]]
     return np.concatenate([flat, np.ones((len(flat), 1))], axis=1)
+
+
+def lens_params(camera: Camera, model: str, distortion: tuple) -> list[float]:
+    """The parameters of a COLMAP camera model: one or two focal lengths, the principal point, distortion."""
+    (fx, _, cx), (_, fy, cy), _ = camera.K.tolist()
+    focal = [fx] if model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL") else [fx, fy]
+    return [*focal, cx, cy, *distortion]
 
 
 def _cast(camera: Camera, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +150,7 @@ def write_colmap(
 ) -> Path:
     """images/ and sparse/0: a COLMAP model as text or binary, binary with or without rigs.bin and frames.bin.
 
-    `cameras` of them are shared by the views in turn; `distortion` are the parameters after fx, fy, cx, cy.
+    `cameras` of them are shared by the views in turn; `distortion`: parameters after the principal point.
     """
     model_folder = folder / "sparse" / "0"
     model_folder.mkdir(parents=True)
@@ -166,8 +173,7 @@ def _write_colmap_text(
 ) -> None:
     from scipy.spatial.transform import Rotation
 
-    K = shots[0].K.tolist()
-    params = " ".join(map(repr, [K[0][0], K[1][1], K[0][2], K[1][2], *distortion]))
+    params = " ".join(map(repr, lens_params(shots[0], model, distortion)))
     size = f"{shots[0].width} {shots[0].height}"
     (folder / "cameras.txt").write_text("".join(f"{i + 1} {model} {size} {params}\n" for i in range(cameras)))
     lines = []
