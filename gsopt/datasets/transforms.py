@@ -150,11 +150,12 @@ def _viewmat(where: str, matrix: list) -> np.ndarray:
 
 def _lens(where: str, levels: list[dict], path: Path) -> Lens | None:
     """Intrinsics, the frame's before the file's (levels); None if only the missing photo has the size."""
+    levels = [{key: value for key, value in level.items() if value is not None} for level in levels]
 
     def number(key: str, default: float | None = None) -> float | None:
-        value = next((level[key] for level in levels if level.get(key) is not None), None)
+        value = next((level[key] for level in levels if key in level), default)
         if value is None:
-            return default
+            return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InputError(f"{where}: {key} is {value!r}, expected a finite number; correct it")
         return float(value)
