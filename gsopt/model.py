@@ -118,18 +118,11 @@ class GaussianModel(nn.Module):
 
         Raises:
             InputError: the file is missing or damaged, lacks a property, has no Gaussians, has numbers that
-                are not finite (the message lists rows), or has more than 3 bands while `sh_degree` is None.
+                are not finite, or has more than 3 bands while `sh_degree` is None.
         """
         from gsopt.datasets.ply import read_splat  # at call time: only files need its packages
 
         values = {name: torch.from_numpy(array) for name, array in read_splat(path).items()}
-        for name, value in values.items():
-            bad = ~torch.isfinite(value.reshape(len(value), -1))
-            if bad.any():
-                raise InputError(
-                    f"{path}: {name}: expected finite numbers, found NaN or infinity in row {_rows(bad)}; "
-                    "remove these Gaussians"
-                )
         if len(values["xyz"]) == 0:
             raise InputError(f"{path}: expected at least one Gaussian, found none; give a file that has some")
         found = sh_degree_of(values["feature_rest"].shape[1] + 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gsopt.datasets.ply import write_splat
 from gsopt.errors import InputError
 from gsopt.geometry import SH_C0
 from gsopt.model import ATTRIBUTES, GaussianModel
@@ -226,11 +227,19 @@ def test_ply_with_numbers_that_are_not_finite_names_the_rows(tmp_path):
     with torch.no_grad():
         model.scaling[3, 1] = NAN
     model.save_ply(tmp_path / "a.ply")
-    with pytest.raises(InputError, match=r"a\.ply.*scal.*3"):
+    with pytest.raises(InputError, match=r"a\.ply: vertex 3: scale_1 is nan"):
         GaussianModel.load_ply(tmp_path / "a.ply")
 
 
 def test_ply_without_gaussians(tmp_path):
     GaussianModel(0).save_ply(tmp_path / "a.ply")
-    with pytest.raises(InputError, match=r"a\.ply"):
+    with pytest.raises(InputError, match=r"a\.ply: expected at least one Gaussian, found none"):
         GaussianModel.load_ply(tmp_path / "a.ply")
+
+
+def test_ply_with_more_bands_than_a_model_has_needs_a_degree(tmp_path):
+    values = {name: p.detach().numpy() for name, p in noisy(5).named_parameters()}
+    write_splat(tmp_path / "a.ply", values | {"feature_rest": np.ones((5, 24, 3), np.float32)})
+    with pytest.raises(InputError, match="expected harmonics of degree 3 or less, found 4; give a degree"):
+        GaussianModel.load_ply(tmp_path / "a.ply")
+    assert GaussianModel.load_ply(tmp_path / "a.ply", sh_degree=3).max_sh_degree == 3
