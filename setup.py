@@ -1,4 +1,4 @@
-"""Packaging of gsopt. The CPU kernel is compiled on the way; without a C compiler the install still succeeds."""
+"""Packaging of gsopt. Compiles the CPU kernel on the way; without a C compiler it installs all the same."""
 
 import importlib.util
 import sys

@@ -1,7 +1,7 @@
 """Loss terms of a picture: named scalars, and their weighted sum.
 
-`photometric` is the loss of 3DGS (Kerbl et al. 2023, eq. 7): (1 - λ) L1 + λ (1 - SSIM), λ = 0.2. On the CPU one call
-of the native kernel gives the value and the gradient; `photometric_reference` is the same in plain PyTorch.
+`photometric` is the loss of 3DGS (Kerbl et al. 2023, eq. 7): (1 - λ) L1 + λ (1 - SSIM), λ = 0.2. On the CPU
+one call of the native kernel gives value and gradient; `photometric_reference` is its slow twin.
 """
 
 from functools import cache

@@ -1,0 +1,200 @@
+"""The native kernel against the reference in float64, for every instruction set of this processor."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from random_scenes import KINDS, random_scene
+from render_compare import TOLERANCE, disagreements, is_ambiguous, relative_error, results
+
+from gsopt.errors import InputError
+from gsopt.native import Frame, available_isas, get_num_threads, library, set_num_threads
+from gsopt.render import rasterization
+from gsopt.render.kernel import Watch
+
+SEEDS = range(100)
+GEOMETRY = ("means", "quats", "scales")
+
+
+def differences(seed: int, kind: str | None = None) -> dict[str, str]:
+    scene = random_scene(seed, kind)
+    if is_ambiguous(scene):
+        return {}
+    return disagreements(results(scene, "cpu", torch.float32), results(scene, "reference", torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_and_gradients_of_each_kind_of_scene(kind):
+    problems = {seed: found for seed in range(3) if (found := differences(seed, kind))}
+    assert not problems
+
+
+@pytest.mark.parametrize("first", range(0, len(SEEDS), 25))
+def test_images_and_gradients_of_mixed_scenes(first):
+    problems = {seed: found for seed in SEEDS[first : first + 25] if (found := differences(seed))}
+    assert not problems
+
+
+@pytest.mark.slow
+def test_images_and_gradients_of_a_thousand_scenes():
+    problems = {seed: found for seed in range(1000) if (found := differences(seed))}
+    assert not problems
+
+
+def test_most_scenes_are_compared():
+    assert sum(not is_ambiguous(random_scene(seed)) for seed in range(60)) > 45
+
+
+_OTHER_ISA = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_render_cpu import differences
+from gsopt.native import library
+problems = {seed: found for seed in range(40) if (found := differences(seed))}
+print(json.dumps([library().gsopt_isa().decode(), problems]))
+"""
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_every_instruction_set_of_this_processor(isa):
+    command = [sys.executable, "-c", _OTHER_ISA, os.path.dirname(__file__)]
+    done = subprocess.run(
+        command, env={**os.environ, "GSOPT_ISA": isa}, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [isa, {}]
+
+
+def test_unknown_instruction_set_is_named(monkeypatch):
+    monkeypatch.setenv("GSOPT_ISA", "mmx")
+    library.cache_clear()
+    with pytest.raises(InputError, match="GSOPT_ISA: expected one of .*, found 'mmx'"):
+        library()
+    library.cache_clear()
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    before, found = get_num_threads(), []
+    scene = random_scene(3, "crowded")
+    try:
+        for threads in (1, 2, 3, 7):
+            set_num_threads(threads)
+            found.append(results(scene, "cpu", torch.float32))
+    finally:
+        set_num_threads(before)
+    for other in found[1:]:
+        for name, tensor in other.items():
+            assert torch.equal(tensor, found[0][name]), name
+
+
+def many_gaussians(n: int = 5000) -> dict:
+    """A cloud that fills many tiles with long lists: several batches a tile, several chunks of Gaussians."""
+    generator = torch.Generator().manual_seed(0)
+    viewmat = torch.eye(4)
+    viewmat[2, 3] = 4.0
+    return {
+        "means": torch.randn(n, 3, generator=generator),
+        "quats": torch.randn(n, 4, generator=generator),
+        "scales": torch.rand(n, 3, generator=generator) * 0.1 + 0.02,
+        "opacities": torch.rand(n, generator=generator) * 0.3,
+        "colors": torch.rand(n, 3, generator=generator),
+        "viewmats": viewmat[None],
+        "Ks": torch.tensor([[[60.0, 0, 32], [0, 60.0, 24], [0, 0, 1]]]),
+        "width": 64,
+        "height": 48,
+        "packed": False,
+        "render_mode": "RGB",
+        "absgrad": True,
+    }
+
+
+def test_long_lists_of_splats():
+    scene = many_gaussians()
+    found = results(scene, "cpu", torch.float32)
+    twin = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in scene.items()}
+    expected = results(twin, "reference", torch.float64)
+    # thousands of float32 thresholds are crossed here, one pixel of one splat each: compare as a whole
+    assert relative_error(found["images"], expected["images"]) < 5e-3
+    for name, wanted in expected.items():
+        if name.startswith("grad"):
+            error = (found[name] - wanted).norm() / wanted.norm()
+            assert error < 2e-3, name
+
+
+def test_bits_of_long_lists_with_any_number_of_threads():
+    before, found = get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            set_num_threads(threads)
+            found.append(results(many_gaussians(), "cpu", torch.float32))
+    finally:
+        set_num_threads(before)
+    for other in found[1:]:
+        for name, tensor in other.items():
+            assert torch.equal(tensor, found[0][name]), name
+
+
+@pytest.mark.parametrize("frozen", [GEOMETRY, ("opacities",), (*GEOMETRY, "opacities"), ("colors",)], ids=str)
+def test_frozen_inputs_do_not_change_the_other_gradients(frozen):
+    scene = random_scene(5, "crowded")
+    if isinstance(scene["colors"], tuple):
+        scene["colors"] = torch.cat(scene["colors"], -2)
+    everything = results(scene, "cpu", torch.float32)
+    some = results(scene, "cpu", torch.float32, frozen=frozen)
+    assert set(everything) - set(some) == {f"grad of {name}" for name in frozen}
+    for name, tensor in some.items():
+        assert relative_error(tensor, everything[name]) < 1e-6, name
+
+
+def test_gradient_of_means2d_is_left_out_when_nobody_asks(monkeypatch, ask=Watch.asks_gradient):
+    scene = many_gaussians(50) | {"absgrad": False}
+    scene["colors"].requires_grad_()
+    image, _, info = rasterization(**scene)
+    assert info["means2d"].requires_grad
+    asked = []
+    monkeypatch.setattr(Watch, "asks_gradient", lambda self: asked.append(ask(self)) or asked[-1])
+    image.sum().backward()
+    image, _, info = rasterization(**scene)
+    info["means2d"].retain_grad()
+    image.sum().backward()
+    assert asked == [False, True]
+    assert info["means2d"].grad.abs().sum() > 0
+
+
+def test_backward_twice_through_a_retained_graph():
+    scene = many_gaussians(50)
+    scene["means"].requires_grad_()
+    image, _, _ = rasterization(**scene)
+    first = torch.autograd.grad(image.sum(), scene["means"], retain_graph=True)[0]
+    rasterization(**many_gaussians(80))  # another rendering in between must not touch this one's buffers
+    second = torch.autograd.grad(image.sum(), scene["means"])[0]
+    assert torch.equal(first, second)
+
+
+def test_frames_are_used_again():
+    scene = many_gaussians(50)
+    with torch.no_grad():
+        rasterization(**scene)
+        idle = len(Frame._idle)
+        for _ in range(5):
+            rasterization(**scene)
+        assert len(Frame._idle) == idle
+
+
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        ({"covars": torch.eye(3).expand(50, 3, 3)}, "covars"),
+        ({"packed": True, "sparse_grad": True}, "sparse_grad"),
+        ({"colors": torch.zeros(50, 25, 3), "sh_degree": 4}, "sh_degree"),
+    ],
+)
+def test_what_the_kernel_lacks_is_named(change, argument):
+    with pytest.raises(NotImplementedError, match=f"^{argument}: "):
+        rasterization(**(many_gaussians(50) | change))
+
+
+def test_tolerance_is_that_of_the_promise():
+    assert TOLERANCE == 1e-4
