@@ -110,12 +110,13 @@ def _points(source: Path, reconstruction) -> PointCloud:
 
 def _check_files(model: Path) -> str:
     """The suffix of the model's files, which are there and, if binary, as long as they say."""
-    suffix = ".bin" if all((model / f"{name}.bin").is_file() for name in _REQUIRED) else ".txt"
-    missing = [name for name in _REQUIRED if not (model / f"{name}{suffix}").is_file()]
+    files = {end: [model / f"{name}{end}" for name in _REQUIRED] for end in (".bin", ".txt")}
+    suffix = max(files, key=lambda end: sum(path.is_file() for path in files[end]))
+    missing = [path.name for path in files[suffix] if not path.is_file()]
     if missing:
         there = ", ".join(sorted(path.name for path in model.iterdir()))
         raise InputError(
-            f"{model}: no {' and no '.join(missing)}, expected {', '.join(_REQUIRED)} as .bin or all as .txt "
+            f"{model}: no {' and no '.join(missing)}, expected {', '.join(_REQUIRED)}, all .bin or all .txt "
             f"(found: {there}); export the model again"
         )
     if suffix == ".bin":

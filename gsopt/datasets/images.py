@@ -240,11 +240,9 @@ def _quarter_turn(photo: Photo, image: "Image"):
 
 
 def _same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one size is the other times one factor, up to rounding (up or down) of the smaller one."""
-    small, large = sorted((size, other))
-    low = max((side - 1) / full for side, full in zip(small, large, strict=True))
-    high = min((side + 1) / full for side, full in zip(small, large, strict=True))
-    return low < high
+    """Whether one size is the other times one factor, both sides rounded up, or down, or to the nearest."""
+    (w, h), (W, H) = sorted((size, other))
+    return abs(w / W - h / H) < 1 / min(W, H)
 
 
 def _fit(width: int, height: int, longest: int | None) -> tuple[int, int]:
