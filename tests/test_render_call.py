@@ -150,7 +150,7 @@ def test_bad_arguments_are_named(changes, error, message):
 
 def test_backend_cpu_refuses_float64():
     doubles = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments().items()}
-    with pytest.raises(ValueError, match="'cpu' needs float32 tensors on a CPU device, found .*float64"):
+    with pytest.raises(ValueError, match=r"'cpu' needs float32 tensors on a CPU device, found .*float64"):
         rasterization(**doubles, backend="cpu")
 
 
