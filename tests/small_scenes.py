@@ -12,6 +12,28 @@ from gsopt.render.call import RenderCall
 TENSORS = ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks", "backgrounds")
 
 
+N, C, K = 5, 2, 9
+
+
+def arguments(**changes) -> dict:
+    """A valid call: N Gaussians, C cameras, harmonics of degree 2. float32"""
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        "means": torch.rand(N, 3, generator=generator) - 0.5,
+        "quats": torch.rand(N, 4, generator=generator),
+        "scales": torch.full((N, 3), 0.2),
+        "opacities": torch.full((N,), 0.5),
+        "colors": torch.rand(N, K, 3, generator=generator),
+        "viewmats": torch.eye(4).repeat(C, 1, 1),
+        "Ks": torch.tensor([[20.0, 0, 10], [0, 20, 8], [0, 0, 1]]).repeat(C, 1, 1),
+        "width": 20,
+        "height": 16,
+        "sh_degree": 2,
+    }
+    values["viewmats"][:, 2, 3] = 2.0
+    return values | changes
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """For modules that import it: operators as small as these run faster on one thread than on several."""

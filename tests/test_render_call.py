@@ -7,32 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_scenes import C, N, arguments
 
-from gsopt.errors import MissingExtra
-from gsopt.render import cuda, rasterization
+from gsopt.render import rasterization
 from gsopt.render.call import RenderCall
 from gsopt.render.info import RenderInfo, tile_intersections
-
-N, C, K = 5, 2, 9
-
-
-def arguments(**changes) -> dict:
-    """A valid call: 5 Gaussians, 2 cameras, harmonics of degree 2."""
-    generator = torch.Generator().manual_seed(0)
-    values = {
-        "means": torch.rand(N, 3, generator=generator) - 0.5,
-        "quats": torch.rand(N, 4, generator=generator),
-        "scales": torch.full((N, 3), 0.2),
-        "opacities": torch.full((N,), 0.5),
-        "colors": torch.rand(N, K, 3, generator=generator),
-        "viewmats": torch.eye(4).repeat(C, 1, 1),
-        "Ks": torch.tensor([[20.0, 0, 10], [0, 20, 8], [0, 0, 1]]).repeat(C, 1, 1),
-        "width": 20,
-        "height": 16,
-        "sh_degree": 2,
-    }
-    values["viewmats"][:, 2, 3] = 2.0
-    return values | changes
 
 
 def test_names_order_and_defaults_are_gsplats():
@@ -312,75 +291,3 @@ def test_intersections_are_computed_when_looked_at(look, monkeypatch):
 def test_unknown_key_of_info():
     with pytest.raises(KeyError, match="nonsense"):
         lazy_info()["nonsense"]
-
-
-# ---- the arguments handed to gsplat
-
-
-def cuda_arguments(**changes) -> dict:
-    return cuda.gsplat_arguments(RenderCall(**arguments(**changes)))
-
-
-def test_gsplat_gets_the_call():
-    gsplat = pytest.importorskip("gsplat")
-    changes = {
-        "near_plane": 0.1,
-        "far_plane": 9.0,
-        "radius_clip": 1.0,
-        "eps2d": 0.2,
-        "packed": False,
-        "tile_size": 8,
-        "backgrounds": torch.ones(C, 3),
-        "render_mode": "RGB+ED",
-        "absgrad": True,
-        "rasterize_mode": "antialiased",
-        "channel_chunk": 16,
-        "segmented": True,
-        "covars": torch.eye(3).repeat(N, 1, 1),
-    }
-    values = arguments(**changes)
-    with torch.no_grad():
-        handed = cuda.gsplat_arguments(RenderCall(**values))
-    inspect.signature(gsplat.rasterization).bind(**handed)
-    for name, value in values.items():
-        assert handed[name] is value, name
-
-
-def test_gsplat_gets_one_tensor_of_harmonics():
-    colors = arguments()["colors"]
-    handed = cuda_arguments(colors=(colors[:, :1], colors[:, 1:]))
-    assert torch.equal(handed["colors"], colors)
-
-
-@pytest.mark.parametrize("trained", [None, "means", "scales", "viewmats", "opacities"])
-def test_gsplat_gets_something_to_differentiate_the_projection_by(trained):
-    values = {} if trained is None else {trained: arguments()[trained].requires_grad_()}
-    handed = cuda_arguments(**values)
-    assert handed["means"].requires_grad == (trained in (None, "means"))
-    assert handed["means"].is_leaf
-    with torch.no_grad():
-        assert not cuda_arguments()["means"].requires_grad
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"Ks": arguments()["Ks"].requires_grad_()}, "^Ks: only the reference backend"),
-        ({"absgrad": True, "channel_chunk": 2}, "^absgrad: .* at least the 3 channels rendered, found 2"),
-    ],
-)
-def test_gradients_that_gsplat_would_drop(changes, message):
-    with pytest.raises(NotImplementedError, match=message):
-        cuda_arguments(**changes)
-
-
-def test_missing_gsplat_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gsplat", None)
-    with pytest.raises(MissingExtra, match=r'rendering on CUDA needs the package gsplat: .*"gsopt\[cuda\]"'):
-        cuda.render(RenderCall(**arguments()))
-
-
-def test_gsplat_is_spared_empty_scenes():
-    empty = {name: arguments()[name][:0] for name in ("means", "quats", "scales", "opacities", "colors")}
-    colors, alphas, _ = cuda.render(RenderCall(**arguments(**empty)))
-    assert colors.abs().sum() == alphas.sum() == 0
