@@ -215,6 +215,26 @@ def test_one_odd_gaussian_spoils_no_gradient(case, packed, dtype):
         assert values[tensor].grad.isfinite().all(), tensor
 
 
+@pytest.mark.parametrize(
+    ("case", "seen"),
+    [
+        ("scale zero", True),
+        ("scale huge", True),
+        ("quaternion long", True),
+        ("quaternion zero", False),
+        ("scale infinite", False),
+        ("scale not a number", False),
+        ("mean not a number", False),
+        ("mean far away", False),
+    ],
+)
+def test_which_odd_gaussians_are_seen(case, seen):
+    values = scene()
+    [(name, value)] = ODD[case].items()
+    values[name][0] = value
+    assert project(values).gaussian_ids.tolist() == [0, 1, 2, 3][not seen :]
+
+
 def test_radii_clip():
     values = scene(n=30, size=32)
     radii = project(values).radii.amax(-1)

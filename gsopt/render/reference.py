@@ -211,6 +211,8 @@ def _visible_radii(
         & (means2d + radii > 0).all(-1)
         & (means2d - radii < size).all(-1)
     )
+    if call.covars is None:  # a quaternion of zeros is no rotation; in gsplat's kernels it turns into NaN
+        visible &= call.quats[gaussian_ids].any(-1)
     return torch.where(visible[:, None], radii, 0).int()
 
 
