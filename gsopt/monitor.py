@@ -126,29 +126,45 @@ LOSS_TAGS = {"l1": "l1_loss", "total": "total_loss"}  # ours -> the original's
 
 
 class Progress:
-    """The progress line: iterations, loss, running PSNR, Gaussians, iterations per second."""
+    """The progress line: iterations, loss, running PSNR, Gaussians, iterations per second.
+
+    Where stderr is not a terminal it is a line of text after every tenth of the run instead.
+    """
 
     def __init__(self, first: int, last: int, quiet: bool = False) -> None:
         from tqdm import tqdm
 
+        self.quiet = quiet
         self.bar = tqdm(
-            total=last, initial=first, unit="it", disable=quiet, dynamic_ncols=True, smoothing=0.05
+            total=last,
+            initial=first,
+            unit="it",
+            disable=quiet or None,  # None: where it is not a terminal
+            dynamic_ncols=True,
+            smoothing=0.05,
         )
+        self.done, self.last = first, last
         self.psnr: float | None = None
+        self._tenths = 10 * first // last  # of the run, already told
 
-    def step(self) -> None:
+    def advance(self) -> None:
         """One more iteration is done."""
+        self.done += 1
         self.bar.update()
 
     def show(self, loss: float, psnr: float, gaussians: int) -> None:
         """New values for the line; the PSNR shown is a running mean over training views."""
         old = psnr if self.psnr is None else self.psnr
         self.psnr = PSNR_MEMORY * old + (1 - PSNR_MEMORY) * psnr
-        self.bar.set_postfix_str(f"loss {loss:.4f}  PSNR {self.psnr:.2f}  {gaussians:,} Gaussians", False)
+        state = f"loss {loss:.4f}  PSNR {self.psnr:.2f}  {gaussians:,} Gaussians"
+        self.bar.set_postfix_str(state, refresh=False)
+        if self.bar.disable and (tenths := 10 * self.done // self.last) > self._tenths:
+            self._tenths = tenths
+            self.say(f"iteration {self.done:,} of {self.last:,}  {state}")
 
     def say(self, line: str) -> None:
-        """A line of text above the progress line."""
-        if not self.bar.disable:
+        """A line of text, above the progress line where there is one."""
+        if not self.quiet:
             self.bar.write(line)
 
     def close(self) -> None:

@@ -60,7 +60,9 @@ def test_ssim_is_the_mean_of_the_formula_at_every_pixel():
                 luminance = (2 * mx * my + 1e-4) / (mx * mx + my * my + 1e-4)
                 structure = (2 * (xy - mx * my) + 9e-4) / (xx - mx * mx + yy - my * my + 9e-4)
                 values.append(luminance * structure)
-    assert metrics.ssim(x, y).item() == pytest.approx(sum(values) / len(values), abs=1e-10)
+    mean = sum(values) / len(values)
+    assert metrics.ssim(x, y).item() == pytest.approx(mean, abs=1e-10)
+    assert metrics.image_metrics(x.float(), y.float())["ssim"] == pytest.approx(mean, abs=1e-6)
 
 
 def test_mean_over_views():

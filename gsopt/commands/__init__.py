@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad input (one line on stderr, no traceback), 130 interrup
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from gsopt.errors import InputError
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = argv[0].replace("-", "_")
         if name not in COMMANDS:
             raise InputError(f"no command {argv[0]!r}; there are: {', '.join(COMMANDS)}")
-        importlib.import_module(f"gsopt.commands.{name}").main(argv[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            importlib.import_module(f"gsopt.commands.{name}").main(argv[1:])
     except InputError as error:
         print(f"gsopt: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -34,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gsopt: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"gsopt: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def usage() -> str:

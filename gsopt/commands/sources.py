@@ -1,0 +1,82 @@
+"""What `evaluate` and `render` look at: a run, or a PLY with a scene."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from gsopt.config import TrainConfig
+from gsopt.datasets import Scene
+from gsopt.device import cpu_count, pick_device
+from gsopt.errors import InputError
+from gsopt.model import GaussianModel
+from gsopt.native import set_num_threads
+from gsopt.rundir import RunFolder
+
+
+@dataclass
+class SourceOptions:
+    """Which model, seen how. For a run, what is not given is as in its training."""
+
+    scene: Path | None = None
+    """Folder of the scene; needed with a PLY."""
+    iteration: int | None = None
+    """Of a run: which saved model; default the newest."""
+    output: Path | None = None
+    """Folder for the results; default: the run's own, for a PLY output/NAME-DATE."""
+    resolution: int | None = None
+    """Longest side of the images in pixels."""
+    images: str | None = None
+    """Name of the images folder inside the scene."""
+    test_every: int | None = None
+    """Every so manieth photo is for testing, where the scene itself does not say."""
+    background: Literal["auto", "white", "black"] | None = None
+    """Behind the Gaussians; auto: white for photos with transparency, black for others."""
+    antialiased: bool | None = None
+    """As the model was trained."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """auto: CUDA where there is one."""
+    threads: int | None = None
+    """Processors the CPU rasterizer uses; default: all there are."""
+    backend: Literal["auto", "reference"] | None = None
+    """Rasterizer: auto is the fast one of the device."""
+
+
+@dataclass
+class Source:
+    """A model ready to be looked at."""
+
+    model: GaussianModel
+    scene: Scene
+    config: TrainConfig
+    background: Tensor  # [3], on the model's device
+    folder: RunFolder  # where results go
+    iterations: int | None  # of training; None for a PLY
+
+
+def load_source(path: Path, options: SourceOptions) -> Source:
+    """The model at `path`, a run or a PLY, and its scene. Raises InputError where there is neither."""
+    given = {f.name: getattr(options, f.name) for f in fields(options) if f.name in SHARED}
+    given = {name: value for name, value in given.items() if value is not None}
+    if path.is_dir():
+        run = RunFolder.open(path)
+        ply, iterations = run.saved_ply(options.iteration)
+        config = replace(TrainConfig.of_run(path), **given)
+        folder = run if options.output is None else RunFolder.new(options.output)
+    else:
+        if options.scene is None:
+            raise InputError(f"{path}: a PLY needs the scene it shows; give --scene DIR")
+        ply, iterations = path, None
+        config = TrainConfig(**given)
+        folder = RunFolder.new(options.output, path.stem)
+    device = pick_device(config.device)
+    config = config.resolved(device.type)
+    config.check()
+    model = GaussianModel.load_ply(ply, device=device)
+    scene = config.load_scene()
+    set_num_threads(config.threads or cpu_count())
+    return Source(model, scene, config, config.plain_background(scene).to(device), folder, iterations)
+
+
+SHARED = {f.name for f in fields(TrainConfig)} - {"output"}  # options that mean the same in training

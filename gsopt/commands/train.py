@@ -1,0 +1,88 @@
+"""`gsopt train`: photos and points in, a trained splat out."""
+
+from collections.abc import Sequence
+
+from gsopt import checkpoint
+from gsopt.commands.flags import parse
+from gsopt.config import TrainConfig
+from gsopt.device import describe
+from gsopt.evaluation import Metrics
+from gsopt.rundir import RunFolder, read_json
+from gsopt.settings import differences
+from gsopt.trainer import Trainer
+
+ABOUT = "Train a 3D Gaussian splatting scene: --scene DIR, or --resume RUN to go on with one."
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, then run."""
+    config = parse(TrainConfig, argv, "gsopt train", ABOUT)
+    if config.resume:
+        old = TrainConfig.of_run(config.resume)
+        config = parse(TrainConfig, argv, "gsopt train", ABOUT, default=old)
+        for name, before, after in differences(old, config):
+            print(f"--{name}: {after} (the run had {before})")
+    run(config)
+
+
+def run(config: TrainConfig) -> Metrics:
+    """One run from start, or its checkpoint, to end; what is in its metrics.json."""
+    if config.resume and is_finished(config):
+        print(
+            f"{config.resume} is finished: {config.iterations:,} iterations are done; "
+            "give a larger --iterations to go on"
+        )
+        return read_json(RunFolder(config.resume).metrics)
+    trainer = Trainer(config)
+    print("\n".join(opening(trainer)))
+    metrics = trainer.train()
+    print("\n".join(summary(trainer, metrics)))
+    return metrics
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the run to resume has done all that `config` asks for."""
+    folder = RunFolder.open(config.resume)
+    newest = checkpoint.latest(folder.checkpoints)
+    if newest is None or not folder.metrics.is_file():
+        return False
+    return read_json(folder.metrics)["iterations"] >= config.iterations
+
+
+def opening(trainer: Trainer) -> list[str]:
+    """What is about to happen."""
+    config, scene = trainer.config, trainer.scene
+    camera = scene.train[0].camera
+    start = f", from iteration {trainer.step:,}" if trainer.step else ""
+    return [
+        f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
+        f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
+        f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
+        f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
+        f"run       {trainer.run.path}",
+    ]
+
+
+def summary(trainer: Trainer, metrics: Metrics) -> list[str]:
+    """What has come of it."""
+    seconds = metrics["seconds"]
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items() if part != "total")
+    run = trainer.run
+    return [
+        *metrics_lines(metrics),
+        f"seconds   {seconds['total']:.1f} ({parts})",
+        f"model     {run.ply(metrics['iterations'])}",
+        f"picture   {run.picture}",
+        f"metrics   {run.metrics}",
+        f"watch     tensorboard --logdir {run.path}",
+    ]
+
+
+def metrics_lines(metrics: Metrics) -> list[str]:
+    """The means of each split, and the number of Gaussians."""
+    lines = [
+        f"{split:<10}PSNR {mean['psnr']:.2f} dB   SSIM {mean['ssim']:.4f}   L1 {mean['l1']:.4f}"
+        for split in ("test", "train")
+        if (mean := metrics[split])["psnr"] is not None
+    ]
+    return [*lines, f"Gaussians {metrics['gaussians']:,}"]

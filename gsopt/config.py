@@ -1,0 +1,301 @@
+"""Settings of a run, composed of the settings of its parts; to and from JSON.
+
+Every setting that counts steps is given for a run of 30,000 iterations and scaled to the run's own length, so
+that a run of 2,000 is a complete run. A value given explicitly is taken as it is. `--schedule-iterations N`
+scales them as if the run had N iterations: with 30,000, a run of 2,000 is the start of a long one. In a run's
+`config.json` every such setting is written out as the number used.
+"""
+
+import dataclasses
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gsopt.datasets import Scene, load_scene
+from gsopt.datasets.ply import load_points
+from gsopt.errors import InputError
+from gsopt.groups import GroupSpec, gaussian_specs
+from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.rundir import RunFolder, read_json
+from gsopt.schedules import REFERENCE_ITERATIONS, parse_schedule, resolve_steps, scaled
+from gsopt.settings import differences, from_json, to_json
+from gsopt.strategy import DefaultStrategy, NoStrategy, Strategy
+
+DEFAULT_RESOLUTION = {"cuda": 1600, "cpu": 640}  # pixels of the longest side
+FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
+
+
+@dataclass
+class GroupOptions:
+    """What may be changed of one parameter group; what is not given keeps the original 3DGS's value."""
+
+    lr: float | None = None
+    """Learning rate; that of xyz in units of the scene's extent, as its default 1.6e-4."""
+    weight_decay: float | None = None
+    """Weight decay, as the optimizer defines it."""
+    schedule: str | None = None
+    """Factor on the rate over the steps: "constant", "exp:FINAL_FACTOR", "gamma:FACTOR_OF_A_STEP"."""
+
+
+@dataclass
+class Groups:
+    """One entry for each attribute of the model."""
+
+    xyz: GroupOptions = field(default_factory=GroupOptions)
+    feature_dc: GroupOptions = field(default_factory=GroupOptions)
+    feature_rest: GroupOptions = field(default_factory=GroupOptions)
+    scaling: GroupOptions = field(default_factory=GroupOptions)
+    rotation: GroupOptions = field(default_factory=GroupOptions)
+    opacity: GroupOptions = field(default_factory=GroupOptions)
+
+
+@dataclass
+class TrainConfig:
+    """Settings of `gsopt train`. Paths are those of the machine it runs on."""
+
+    # what and where
+    scene: Path | None = None
+    """Folder of the scene: COLMAP, NeRF-synthetic, or one with a transforms.json."""
+    output: Path | None = None
+    """Folder of the run; default output/SCENE-DATE. An existing run is never overwritten."""
+    resume: Path | None = None
+    """Folder of a run to continue from its newest checkpoint; flags given as well change its settings."""
+    init: Path | None = None
+    """PLY to start from instead of the scene's points: a point cloud, or a splat."""
+    resolution: int | None = None
+    """Longest side of the training images in pixels, never enlarged; default 1600 on CUDA, 640 on a CPU."""
+    images: str | None = None
+    """Name of the images folder inside the scene; default: the smallest that is at least RESOLUTION."""
+    test_every: int = 8
+    """Every so manieth photo is for testing, where the scene itself does not say; 0 for none."""
+    # how long, with what
+    iterations: int = REFERENCE_ITERATIONS
+    """Optimizer steps."""
+    schedule_iterations: int | None = None
+    """Scale settings as if the run had so many iterations; default: as many as it has."""
+    seed: int = 0
+    """Of every random choice: the same seed gives the same bits on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    threads: int | None = None
+    """Processors the CPU rasterizer uses; default: all there are. Bits do not depend on it."""
+    backend: Literal["auto", "reference"] = "auto"
+    """Rasterizer: auto is the fast one of the device; reference is slow, plain PyTorch."""
+    # the model and the images
+    sh_degree: int = 3
+    """Highest band of the spherical harmonics, 0 to 3."""
+    sh_degree_every: int | None = scaled(1_000)
+    """Steps after which one more band is used. Scaled."""
+    background: Literal["auto", "white", "black", "random"] = "auto"
+    """Behind the Gaussians; auto: white for photos with transparency, black for others."""
+    antialiased: bool = False
+    """Compensate the opacity of Gaussians thinner than a pixel (Mip-Splatting's 2D filter)."""
+    ssim_weight: float = 0.2
+    """Loss = (1 - w) L1 + w (1 - SSIM)."""
+    # the optimizer
+    optimizer: str = "adam"
+    """Its name in torch.optim, in small letters: adam, adamw, sgd, ..."""
+    freeze: tuple[str, ...] = ()
+    """Attributes that keep their values; they stay in the optimizer."""
+    exclude: tuple[str, ...] = ()
+    """Attributes left out of the optimizer altogether."""
+    groups: Groups = field(default_factory=Groups)
+    # which Gaussians there are
+    strategy: Literal["default", "none"] = "default"
+    """Densification: the original clone, split and prune; or none."""
+    max_gaussians: int | None = None
+    """No growth beyond so many Gaussians."""
+    densify: DefaultStrategy = field(default_factory=DefaultStrategy)
+    # what is kept
+    checkpoint_every: int | None = scaled(5_000)
+    """Steps between checkpoints. Scaled."""
+    keep: int = 2
+    """Checkpoints kept, newest first."""
+    test_iterations: tuple[int, ...] | None = None
+    """Iterations to measure the test views after, as they are; default 7,000 scaled. The last always is."""
+    save_iterations: tuple[int, ...] | None = None
+    """Iterations to save a PLY after, as they are; default 7,000 scaled. The last always is."""
+    quiet: bool = False
+    """No progress line."""
+
+    @classmethod
+    def of_run(cls, path: Path) -> "TrainConfig":
+        """The settings a run was started with, set to resume it. Raises InputError where there is no run."""
+        run = RunFolder.open(path)
+        return dataclasses.replace(
+            from_json(cls, read_json(run.config), str(run.config)), resume=path, output=path
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into config.json."""
+        return to_json(self)
+
+    def check(self) -> None:
+        """Raise InputError, naming the flag, for values that cannot be used."""
+        if self.scene is None:
+            raise InputError("--scene: expected the folder of a scene, found none; give one, or --resume RUN")
+        for name, lowest in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
+        if self.sh_degree > 3:
+            raise InputError(f"--sh-degree {self.sh_degree}: expected 0, 1, 2 or 3")
+        if not 0 <= self.ssim_weight <= 1:
+            raise InputError(f"--ssim-weight {self.ssim_weight}: expected 0 to 1")
+        for name in ATTRIBUTES:
+            for option in ("lr", "weight_decay"):
+                value = getattr(getattr(self.groups, name), option)
+                if value is not None and not (math.isfinite(value) and value >= 0):
+                    raise InputError(f"{_flag(f'groups.{name}.{option}')} {value:g}: expected 0 or more")
+        for name in ("freeze", "exclude"):
+            for attribute in getattr(self, name):
+                _check_attribute(_flag(name), attribute)
+        if {attribute_name(text) for text in self.exclude} >= set(ATTRIBUTES):
+            raise InputError(
+                "--exclude: every attribute is left out, so there is nothing to train; leave one in"
+            )
+
+    def resolved(self, device_type: str) -> "TrainConfig":
+        """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""
+        length = self.schedule_iterations or self.iterations
+        first = (max(1, round(FIRST_LOOK * length / REFERENCE_ITERATIONS)),)
+        return dataclasses.replace(
+            resolve_steps(self, length),
+            schedule_iterations=length,
+            densify=resolve_steps(self.densify, length),
+            resolution=self.resolution or DEFAULT_RESOLUTION[device_type],
+            test_iterations=first if self.test_iterations is None else self.test_iterations,
+            save_iterations=first if self.save_iterations is None else self.save_iterations,
+            scene=self.scene and self.scene.absolute(),
+            init=self.init and self.init.absolute(),
+        )
+
+    def check_resume(self, old: "TrainConfig") -> None:
+        """Raise InputError where a run that began with `old` cannot go on with these settings."""
+        for name, before, after in differences(old, self):
+            if name in FIXED:
+                raise InputError(
+                    f"--{name} {after}: this run has {before}, and {FIXED[name]}; start a new run for another"
+                )
+
+    def run_folder(self) -> RunFolder:
+        """Where the run is on disk: the one to resume, else a new one. Raises InputError."""
+        return RunFolder.open(self.resume) if self.resume else RunFolder.new(self.output, self.scene.name)
+
+    # ------------------------------------------------------------------ the parts, made from their settings
+
+    def load_scene(self) -> Scene:
+        """The scene with its images. Raises InputError."""
+        return load_scene(
+            self.scene,
+            resolution=self.resolution,
+            images=self.images,
+            test_every=self.test_every,
+            seed=self.seed,
+            init=self.init,
+            threads=self.threads,
+            progress=not self.quiet and sys.stderr.isatty(),
+        )
+
+    def first_model(self, scene: Scene) -> GaussianModel:
+        """The model before the first step: the splat given as `init`, else one made from the points."""
+        if self.init is not None and _is_splat(self.init):
+            return GaussianModel.load_ply(self.init, sh_degree=self.sh_degree)
+        points = scene.points if self.init is None else load_points(self.init)
+        return GaussianModel.from_points(points.xyz, points.rgb, sh_degree=self.sh_degree)
+
+    def plain_background(self, scene: Scene) -> Tensor:
+        """[3] colour behind the Gaussians; for random backgrounds the one to look at them: that of "auto"."""
+        white = self.background == "white" or (self.background in ("auto", "random") and scene.has_alpha)
+        return torch.ones(3) if white else torch.zeros(3)
+
+    def render_options(self) -> dict[str, Any]:
+        """Arguments of `rasterization` that are the same for every image."""
+        return {
+            "rasterize_mode": "antialiased" if self.antialiased else "classic",
+            "backend": None if self.backend == "auto" else self.backend,
+        }
+
+    def specs(self, extent: float) -> dict[str, GroupSpec]:
+        """The group table: the original's, with what these settings change."""
+        length = self.schedule_iterations or self.iterations
+        frozen, excluded = ({attribute_name(text) for text in texts} for texts in (self.freeze, self.exclude))
+        specs = gaussian_specs(extent=extent, iterations=length)
+        for name in ATTRIBUTES:
+            given: GroupOptions = getattr(self.groups, name)
+            changes: dict[str, Any] = {"frozen": name in frozen, "optimize": name not in excluded}
+            if given.lr is not None:
+                changes["lr"] = given.lr * (extent if name == "xyz" else 1.0)
+            if given.weight_decay is not None:
+                changes["weight_decay"] = given.weight_decay
+            if given.schedule is not None:
+                changes["schedule"] = parse_schedule(given.schedule, length)
+            specs[name] = dataclasses.replace(specs[name], **changes)
+        return specs
+
+    def make_strategy(self, extent: float) -> Strategy:
+        """A fresh strategy for a scene of this extent."""
+        if self.strategy == "none":
+            return NoStrategy()
+        given = self.densify.scene_scale != DefaultStrategy.scene_scale
+        return dataclasses.replace(
+            self.densify,
+            scene_scale=self.densify.scene_scale if given else extent,
+            max_gaussians=self.densify.max_gaussians if self.max_gaussians is None else self.max_gaussians,
+        )
+
+
+AT_LEAST = {
+    "iterations": 1,
+    "schedule_iterations": 1,
+    "resolution": 1,
+    "threads": 1,
+    "max_gaussians": 1,
+    "keep": 1,
+    "sh_degree_every": 1,
+    "checkpoint_every": 1,
+    "test_every": 0,
+    "sh_degree": 0,
+    "seed": 0,
+}
+
+FIXED = {  # what cannot change in a run, and why
+    "scene": "a model belongs to its scene",
+    "output": "resuming goes on in the run's own folder",
+    "init": "it has started already",
+    "images": "the order of its views depends on them",
+    "test-every": "its test views must stay unseen",
+    "sh-degree": "its harmonics are in the checkpoint",
+    "seed": "its random choices have begun",
+}
+
+
+def attribute_name(text: str) -> str:
+    """The attribute that a flag's value names: "feature-rest" is feature_rest."""
+    return text.replace("-", "_")
+
+
+def _check_attribute(flag: str, text: str) -> None:
+    name, window, _ = text.partition("@")
+    if attribute_name(name) not in ATTRIBUTES:
+        raise InputError(f"{flag} {text}: no attribute is called {name!r}; there are {', '.join(ATTRIBUTES)}")
+    if window:
+        raise InputError(f"{flag} {text}: a window of steps is not supported; give {name} for the whole run")
+
+
+def _is_splat(path: Path) -> bool:
+    """Whether a PLY holds Gaussians, not bare points: then its header names their colours."""
+    try:
+        with path.open("rb") as file:
+            return b" f_dc_0" in file.read(1 << 16).partition(b"end_header")[0]
+    except OSError as error:
+        raise InputError(f"--init {path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,73 @@
+"""A model seen through cameras: its images, and how close they are to the photos."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsopt.cameras import Camera
+from gsopt.datasets import Scene
+from gsopt.datasets.scene import View
+from gsopt.metrics import image_metrics, mean_metrics
+from gsopt.model import GaussianModel
+from gsopt.render import rasterization
+from gsopt.runtime import spread
+
+Metrics = dict[
+    str, Any
+]  # {"test": {"psnr": ...}, "train": {...}, "views": {"test": {NAME: {"psnr": ...}}, ...}}
+OnView = Callable[[str, int, View, Tensor, Tensor], None]  # split, index, view, image, photo
+
+
+def render_view(
+    model: GaussianModel, camera: Camera, background: Tensor, *, sh_degree: int | None = None, **options: Any
+) -> tuple[Tensor, dict[str, Any]]:
+    """The model's image [H, W, 3] from one camera over `background` [3], and the rasterizer's info.
+
+    `sh_degree`: highest band used, by default all the model has. `options` go to `gsopt.rasterization`.
+    Values above 1 are not clipped.
+    """
+    device = background.device
+    images, _, info = rasterization(
+        model.means,
+        model.quats,
+        model.scales,
+        model.opacities,
+        model.sh,
+        camera.viewmat.to(device)[None],
+        camera.K.to(device)[None],
+        camera.width,
+        camera.height,
+        sh_degree=model.max_sh_degree if sh_degree is None else sh_degree,
+        backgrounds=background[None],
+        packed=False,
+        **options,
+    )
+    return images[0], info
+
+
+@torch.no_grad()
+def evaluate_scene(
+    model: GaussianModel,
+    scene: Scene,
+    background: Tensor,
+    *,
+    on_view: OnView | None = None,
+    **options: Any,
+) -> Metrics:
+    """PSNR, SSIM and L1 of the test views, and of as many training views (all where there are no test views).
+
+    Images are clipped to 0..1 first. `on_view` is called with (split, index, view, image, photo) after each;
+    `options` go to `render_view`. Views have their camera's name; a split without views has means None.
+    """
+    splits = {"test": scene.test, "train": spread(scene.train, len(scene.test) or len(scene.train))}
+    views: dict[str, dict[str, dict[str, float]]] = {"test": {}, "train": {}}
+    for split, chosen in splits.items():
+        for index, view in enumerate(chosen):
+            image, _ = render_view(model, view.camera, background, **options)
+            image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
+            views[split][view.camera.name] = image_metrics(image, photo)
+            if on_view is not None:
+                on_view(split, index, view, image, photo)
+    return {split: mean_metrics(views[split]) for split in splits} | {"views": views}

@@ -1,0 +1,181 @@
+"""The commands as a user runs them, on a ball of 24x24 pixels."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import scenes
+from PIL import Image
+
+from gsopt.commands import COMMANDS, main
+from gsopt.datasets import read_splat
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ("--device", "cpu", "--quiet")
+
+
+def gsopt(*words) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory):
+    return scenes.write_nerf_synthetic(tmp_path_factory.mktemp("commands") / "ball", points=60)
+
+
+@pytest.fixture(scope="module")
+def run(ball, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    gsopt("train", "--scene", ball, "--output", folder, "--iterations", 30, *QUICK, "--strategy", "none")
+    return folder
+
+
+def test_train_says_what_it_does(ball, tmp_path, capsys):
+    gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, *QUICK)
+    out = capsys.readouterr().out
+    for word in (
+        "6 training, 2 test views",
+        "60 Gaussians",
+        "640",
+        "CPU",
+        "PSNR",
+        "SSIM",
+        "seconds",
+        str(tmp_path / "a"),
+    ):
+        assert word in out
+
+
+def test_train_writes_to_output_by_default(ball, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # also twice within a second
+        gsopt("train", "--scene", ball, "--iterations", 2, *QUICK)
+    folders = sorted(path.name for path in (tmp_path / "output").iterdir())
+    assert len(folders) == 2
+    assert all(name.startswith("ball-2") for name in folders)
+
+
+def test_a_finished_run_says_so(run, capsys):
+    before = (run / "metrics.json").read_bytes()
+    gsopt("train", "--resume", run)
+    assert "finished" in capsys.readouterr().out
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_for_longer(ball, tmp_path, capsys):
+    gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, *QUICK)
+    capsys.readouterr()
+    gsopt("train", "--resume", tmp_path / "a", "--iterations", 8, "--freeze", "xyz")
+    out = capsys.readouterr().out
+    assert "--iterations: 8 (the run had 5)" in out
+    assert "--freeze" in out
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["iterations"] == 8
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["freeze"] == ["xyz"]
+
+
+def test_evaluate_finds_what_train_found(run, capsys):
+    trained = json.loads((run / "metrics.json").read_text())
+    gsopt("evaluate", run)
+    measured = json.loads((run / "metrics.json").read_text())
+    for split in ("test", "train"):
+        assert measured[split] == pytest.approx(trained[split], rel=1e-4)
+        assert measured["views"][split].keys() == trained["views"][split].keys()
+    assert measured["iterations"] == 30
+    assert measured["gaussians"] == trained["gaussians"]
+    assert measured["seconds"]["train"] == trained["seconds"]["train"]
+    with Image.open(run / "renders" / "comparison" / "test" / "r_0.png") as picture:
+        assert picture.size == (3 * 24 + 2 * 4, 24)  # photo | render | error
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_render_writes_the_test_views(run):
+    gsopt("render", run)
+    for index in range(2):
+        with Image.open(run / "renders" / "test" / "test" / f"r_{index}.png") as picture:
+            assert picture.size == (24, 24)
+            assert min(picture.getpixel((0, 0))) > 220  # photos have alpha: white behind
+            assert min(min(pixel) for pixel in picture.get_flattened_data()) < 220
+
+
+def test_evaluate_and_render_a_ply(run, ball, tmp_path):
+    ply = run / "point_cloud" / "iteration_30" / "point_cloud.ply"
+    gsopt("evaluate", ply, "--scene", ball, "--output", tmp_path / "a", "--device", "cpu")
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert found["iterations"] is None
+    assert found["gaussians"] == len(read_splat(ply)["xyz"])
+    assert found["test"] == pytest.approx(json.loads((run / "metrics.json").read_text())["test"], rel=1e-4)
+    gsopt(
+        "render",
+        ply,
+        "--scene",
+        ball,
+        "--output",
+        tmp_path / "b",
+        "--background",
+        "black",
+        "--split",
+        "train",
+    )
+    pictures = sorted((tmp_path / "b" / "renders" / "train").rglob("*.png"))
+    assert len(pictures) == 6
+    with Image.open(pictures[0]) as picture:
+        assert max(picture.getpixel((0, 0))) < 50
+
+
+def test_help_and_version(capsys):
+    gsopt("--help")
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--help"])
+    assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_script_is_the_command(name, tmp_path):
+    """From anywhere, without being installed."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / f"{name}.py", "--nonsense"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gsopt: error: ")
+    assert "--nonsense" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_in_a_terminal(ball, tmp_path):
+    """The whole program: exit code 130, everything saved, one line that says how to go on."""
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "train.py",
+        "--scene",
+        ball,
+        "--output",
+        run,
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(run.glob("events.out.tfevents.*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    last = err.rstrip().splitlines()[-1]
+    assert last.startswith("gsopt: interrupted: SIGINT after ")
+    assert f"--resume {run}" in last
+    assert "Traceback" not in err
+    assert list((run / "checkpoints").glob("step_*.pt"))
+    assert list(run.glob("point_cloud/iteration_*/point_cloud.ply"))

@@ -1,0 +1,133 @@
+"""Settings: to and from JSON, how step settings scale, and what the flags make of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gsopt.commands.flags import parse
+from gsopt.config import GroupOptions, Groups, TrainConfig
+from gsopt.errors import InputError
+from gsopt.settings import differences, from_json, to_json
+
+CONFIG = TrainConfig(scene=Path("ball"))
+
+
+def parsed(*argv: str, default: TrainConfig | None = None) -> TrainConfig:
+    return parse(TrainConfig, argv, "gsopt train", "", default=default)
+
+
+def test_json_and_back():
+    config = replace(
+        CONFIG,
+        iterations=123,
+        freeze=("xyz", "opacity"),
+        test_iterations=(5, 10),
+        groups=Groups(opacity=GroupOptions(lr=0.5, schedule="exp:0.1")),
+    )
+    assert from_json(TrainConfig, to_json(config), "here") == config
+    resolved = config.resolved("cpu")
+    assert from_json(TrainConfig, to_json(resolved), "here") == resolved
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "expected settings"),
+        ({"iteration": 3}, "'iteration'.*'iterations'"),
+        ({"iterations": 3.5}, "iterations: expected int, found 3.5"),
+        ({"iterations": True}, "iterations: expected int, found True"),
+        ({"freeze": "xyz"}, "freeze: expected"),
+        ({"groups": {"xyz": {"rate": 1}}}, "groups: xyz: no setting is called 'rate'"),
+        ({"background": "blue"}, "background: expected 'auto' or 'white'"),
+        ({"scene": 5}, "scene: expected Path"),
+    ],
+)
+def test_json_that_is_not_a_configuration(values, message):
+    with pytest.raises(InputError, match=f"here.*{message}"):
+        from_json(TrainConfig, values, "here")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "expected"),
+    [
+        ({"iterations": 30_000}, "sh_degree_every", 1_000),
+        ({"iterations": 2_000}, "sh_degree_every", 67),
+        ({"iterations": 3}, "sh_degree_every", 1),
+        ({"iterations": 2_000, "sh_degree_every": 1_000}, "sh_degree_every", 1_000),  # explicit wins
+        ({"iterations": 2_000, "schedule_iterations": 30_000}, "sh_degree_every", 1_000),
+        ({"iterations": 2_000, "schedule_iterations": 30_000}, "schedule_iterations", 30_000),
+        ({"iterations": 2_000}, "schedule_iterations", 2_000),
+        ({"iterations": 3_000}, "checkpoint_every", 500),
+        ({"iterations": 30_000}, "test_iterations", (7_000,)),
+        ({"iterations": 3_000}, "save_iterations", (700,)),
+        ({"iterations": 3_000, "test_iterations": (1, 2)}, "test_iterations", (1, 2)),
+        ({"iterations": 3_000, "test_iterations": ()}, "test_iterations", ()),
+        ({}, "resolution", 640),
+        ({"resolution": 99}, "resolution", 99),
+    ],
+)
+def test_resolved(settings, name, expected):
+    assert getattr(replace(CONFIG, **settings).resolved("cpu"), name) == expected
+
+
+def test_resolving_reaches_the_strategy_and_happens_once():
+    once = replace(CONFIG, iterations=3_000).resolved("cpu")
+    assert once.densify.refine_every == 10
+    assert once.densify.refine_stop_iter == 1_500
+    assert once.resolved("cpu") == once
+    longer = replace(once, iterations=6_000).resolved("cpu")  # as a resumed run that goes on for longer
+    assert longer == replace(once, iterations=6_000)
+
+
+def test_flags():
+    config = parsed(
+        *["--scene", "fox", "--output", "out", "--iterations", "7", "--seed", "3", "--device", "cpu"],
+        *["--threads", "2", "--strategy", "none", "--max-gaussians", "9", "--freeze", "xyz", "feature-rest"],
+        *["--exclude", "opacity", "--optimizer", "sgd", "--groups.xyz.lr", "1e-4"],
+        *["--groups.feature-rest.weight-decay", "1e-3", "--groups.opacity.schedule", "exp:0.1"],
+        *["--checkpoint-every", "5", "--keep", "4", "--init", "a.ply", "--test-iterations", "2", "4"],
+        *["--save-iterations", "6", "--background", "random", "--sh-degree", "2", "--ssim-weight", "0.3"],
+        *["--test-every", "4", "--resolution", "77", "--images", "images_4", "--densify.refine-every", "8"],
+        *["--schedule-iterations", "70", "--antialiased", "--quiet"],
+    )
+    expected = TrainConfig(
+        scene=Path("fox"), output=Path("out"), iterations=7, seed=3, device="cpu", threads=2, strategy="none",
+        max_gaussians=9, freeze=("xyz", "feature-rest"), exclude=("opacity",), optimizer="sgd",
+        checkpoint_every=5, keep=4, init=Path("a.ply"), test_iterations=(2, 4), save_iterations=(6,),
+        background="random", sh_degree=2, ssim_weight=0.3, test_every=4, resolution=77, images="images_4",
+        schedule_iterations=70, antialiased=True, quiet=True,
+        groups=Groups(
+            xyz=GroupOptions(lr=1e-4),
+            feature_rest=GroupOptions(weight_decay=1e-3),
+            opacity=GroupOptions(schedule="exp:0.1"),
+        ),
+    )  # fmt: skip
+    expected.densify.refine_every = 8
+    assert config == expected
+    config.check()
+
+
+def test_flags_on_top_of_a_run():
+    run = replace(CONFIG, iterations=500, seed=4).resolved("cpu")
+    config = parsed("--iterations", "900", "--groups.xyz.lr", "0.5", default=run)
+    assert list(differences(run, config)) == [("iterations", 500, 900), ("groups.xyz.lr", None, 0.5)]
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--scene", "--resume", "--groups.feature-rest.weight-decay", "--densify.refine-every"):
+        assert flag in text
+    assert "TODO" not in text
+
+
+@pytest.mark.parametrize("name", ["freeze", "exclude"])
+def test_group_table(name):
+    specs = replace(CONFIG, **{name: ("feature-rest",)}).specs(extent=2.0)
+    assert specs["xyz"].lr == pytest.approx(3.2e-4)
+    assert specs["feature_rest"].frozen == (name == "freeze")
+    assert specs["feature_rest"].optimize == (name == "freeze")
+    assert not specs["feature_dc"].frozen

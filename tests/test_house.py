@@ -1,0 +1,143 @@
+"""The house: who may import whom, how long a file may be, what importing costs, where CUDA is named."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "gsopt"
+LONGEST = 400  # lines
+
+# Part -> the parts it may import, also inside functions; `errors` is everybody's.
+HOUSE = {
+    "errors": set(),
+    "geometry": set(),
+    "schedules": set(),
+    "surgery": set(),
+    "checkpoint": set(),
+    "rundir": set(),
+    "settings": set(),
+    "pictures": set(),
+    "monitor": set(),
+    "device": set(),
+    "native": set(),
+    "losses": {"native"},
+    "metrics": {"losses"},
+    "runtime": {"device"},
+    "cameras": {"geometry"},
+    "datasets": {"cameras", "geometry"},
+    "render": {"cameras", "geometry", "native"},
+    "model": {"geometry", "datasets"},
+    "groups": {"schedules"},
+    "optim": {"groups", "schedules"},
+    "strategy": {"surgery", "geometry", "schedules"},
+    "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
+}
+BELOW = set(HOUSE)
+HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"}
+HOUSE["trainer"] = BELOW | {"config"}
+HOUSE["commands"] = BELOW | {"config", "trainer", "commands"}
+HOUSE["__main__"] = {"commands"}
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of gsopt that a file imports anywhere, as "gsopt.render.cpu"."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "gsopt"}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports inside the package are absolute"
+            if node.module == "gsopt":
+                found |= {f"gsopt.{alias.name}" for alias in node.names}
+            elif node.module and node.module.startswith("gsopt."):
+                found.add(node.module)
+    return found
+
+
+def packages(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if part_of(p) != "__init__"], ids=str)
+def test_arrows_go_down_only(path):
+    part = part_of(path)
+    assert part in HOUSE, f"{part} is new: give it its place in HOUSE"
+    used = {module.split(".")[1] for module in imports(path)}
+    assert used <= HOUSE[part] | {part, "errors"}
+
+
+def test_the_house_has_no_circles():
+    for part, below in HOUSE.items():
+        for other in below - {part}:
+            assert part not in HOUSE[other], f"{part} and {other} import each other"
+
+
+@pytest.mark.parametrize(
+    ("rule", "part", "never"),
+    [
+        ("a backend gets activated tensors, never the model", "render", {"model", "trainer", "strategy"}),
+        ("a strategy does not know the trainer", "strategy", {"trainer", "config", "optim", "render"}),
+        ("the model knows neither renderer nor optimizer", "model", {"render", "optim", "groups", "surgery"}),
+        ("the mathematics knows torch only", "geometry", BELOW - {"geometry"}),
+        ("the loss knows torch only, and the kernel", "losses", BELOW - {"losses", "native"}),
+        ("schedules know torch only", "schedules", BELOW - {"schedules"}),
+        ("surgery knows torch only", "surgery", BELOW - {"surgery"}),
+    ],
+)
+def test_who_never_knows_whom(rule, part, never):
+    assert not HOUSE[part] & never, rule
+
+
+def test_gsplat_is_imported_in_one_file_only():
+    users = {str(path.relative_to(PACKAGE)) for path in sources() if "gsplat" in packages(path)}
+    assert users <= {"render/cuda.py"}
+
+
+def test_cuda_is_called_in_two_files_only():
+    """`torch.cuda...` and `tensor.cuda()`; everything else says `.to(device)`."""
+    users = set()
+    for path in sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.Attribute) and node.attr == "cuda" for node in ast.walk(tree)):
+            users.add(str(path.relative_to(PACKAGE)))
+    assert users <= {"render/cuda.py", "device.py"}
+
+
+@pytest.mark.parametrize("folder", ["gsopt", "scripts", "tests", "data"])
+def test_no_file_is_long(folder):
+    for path in (ROOT / folder).rglob("*"):
+        if path.suffix in (".py", ".c", ".h"):
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            assert lines <= LONGEST, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+def test_scripts_only_call_the_commands():
+    for path in (ROOT / "scripts").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 20, path.name
+        assert imports(path) == {"gsopt.commands"}, path.name
+
+
+def test_importing_gsopt_is_light():
+    """Nothing that only some uses need is loaded by `import gsopt`."""
+    heavy = ["gsplat", "tensorboard", "viser", "PIL", "scipy", "pycolmap", "plyfile", "tqdm", "tyro"]
+    program = f"import sys, gsopt; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
