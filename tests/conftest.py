@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Tests work on tiny tensors, for which a second thread of torch costs more than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

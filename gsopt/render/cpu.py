@@ -21,10 +21,9 @@ _MAX_DEGREE = 3
 def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
     """Render a checked call of float32 CPU tensors; see `gsopt.rasterization`.
 
-    Not differentiable in the intrinsics `Ks`.
-
     Raises:
-        NotImplementedError: sparse_grad, covars, or spherical harmonics above degree 3.
+        NotImplementedError: sparse_grad, covars, a gradient by `Ks`, absgrad with more than 32 channels, or
+            spherical harmonics above degree 3.
         MemoryError: no memory for the kernel's buffers.
     """
     _reject(call)
@@ -53,6 +52,13 @@ def _reject(call: RenderCall) -> None:
         raise NotImplementedError("sparse_grad: only the cuda backend supports it")
     if call.covars is not None:
         raise NotImplementedError("covars: the cpu backend takes quats and scales; use backend='reference'")
+    if call.Ks.requires_grad:
+        raise NotImplementedError("Ks: the cpu backend gives no gradient by Ks; use backend='reference'")
+    if call.absgrad and call.num_channels + call.renders_depth > _MAX_CHANNELS:
+        raise NotImplementedError(
+            f"absgrad: the cpu backend supports up to {_MAX_CHANNELS} channels with it, "
+            f"found {call.num_channels + call.renders_depth}"
+        )
     if call.sh_degree is not None and call.sh_degree > _MAX_DEGREE:
         raise NotImplementedError(
             f"sh_degree: the cpu backend supports up to {_MAX_DEGREE}, found {call.sh_degree}"

@@ -27,14 +27,11 @@ class Watch:
         tensor = self._tensor()
         return tensor is not None and (tensor.retains_grad or bool(tensor._backward_hooks))
 
-    def add_absgrad(self, absgrad: Tensor) -> None:
+    def set_absgrad(self, absgrad: Tensor) -> None:
         """absgrad: [C, N, 2]"""
         tensor = self._tensor()
-        if tensor is None:
-            return
-        absgrad = absgrad if self._rows is None else absgrad[self._rows]
-        earlier = getattr(tensor, "absgrad", None)  # of other channels, or an earlier backward pass
-        tensor.absgrad = absgrad if earlier is None else earlier + absgrad
+        if tensor is not None:
+            tensor.absgrad = absgrad if self._rows is None else absgrad[self._rows]
 
 
 class Anchor(torch.autograd.Function):
@@ -261,6 +258,6 @@ class Rasterize(torch.autograd.Function):
             of_camera = (None if tensor is None else tensor[c] for tensor in arguments)
             check(library().gsopt_rasterize_backward(frame.handle, channels, *map(pointer, of_camera)))
         if v_absolute is not None:
-            ctx.watch.add_absgrad(v_absolute)
+            ctx.watch.set_absgrad(v_absolute)
         v_backgrounds = ((1 - alphas) * v_images).sum((1, 2)) if behind else None
         return None, None, None, None, v_means2d, v_covars2d, v_opacities, v_values, v_backgrounds
