@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -230,9 +230,11 @@ class DefaultStrategy(Strategy):
         return self._statistics
 
     def _resolved(self) -> Self:
-        if self.refine_stop_iter is None or self.reset_every is None:
+        open_ones = [f.name for f in fields(self) if "of_30k" in f.metadata and getattr(self, f.name) is None]
+        if open_ones:
             raise ValueError(
-                "DefaultStrategy: its steps depend on the length of the run; call resolve(iterations)"
+                f"DefaultStrategy: {', '.join(open_ones)}: depends on the length of the run; "
+                "call resolve(iterations)"
             )
         return self
 
