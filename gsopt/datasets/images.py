@@ -81,20 +81,25 @@ def locate(
     Raises InputError: no folder `images`, or none of the photos is there. One warning lists those that are
     not.
     """
-    chosen = _choose_folder(folder, photos, resolution, images)
+    beside = folder.parent
+    if folder == source.parent:  # the photos stand with the file: what is beside that folder is another scene
+        beside, resolution = folder, None
+    chosen = _choose_folder(folder, beside, photos, resolution, images)
     return _drop_missing([replace(photo, path=chosen / photo.name) for photo in photos], chosen, source)
 
 
-def _choose_folder(folder: Path, photos: Sequence[Photo], resolution: int | None, images: str | None) -> Path:
-    """The folder to read photos from: `images` beside `folder`, or the smallest copy that is large enough.
+def _choose_folder(
+    folder: Path, beside: Path, photos: Sequence[Photo], resolution: int | None, images: str | None
+) -> Path:
+    """The folder to read photos from: `images` in `beside`, or the smallest copy that is large enough.
 
     Copies are `folder`_2, _4, _8. A copy is taken if it has all the photos that `folder` has, none of them
     with a longest side below `resolution` pixels.
     """
     if images is not None:
-        chosen = folder.parent / images
+        chosen = beside / images
         if not chosen.is_dir():
-            there = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+            there = sorted(path.name for path in beside.iterdir() if path.is_dir())
             raise InputError(
                 f"{chosen}: no such folder, named by --images; choose one of: {', '.join(there) or 'none'}"
             )
