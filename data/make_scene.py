@@ -1,7 +1,7 @@
 """Render the built-in scene into data/scene: photos in NeRF-synthetic layout and a sparse point cloud.
 
     pip install mitsuba==3.9.1 numpy pillow plyfile
-    python data/make_scene.py                  # resumes: pictures that exist are kept; about half an hour
+    python data/make_scene.py                  # resumes: pictures that exist are kept; 20 to 30 minutes
     python data/make_scene.py --preview 4      # four quick pictures into a temporary folder, to look at
 
 The same command gives the same files: every random number is seeded, and rendering runs on one thread.
