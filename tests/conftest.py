@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of real scenes and splat files kept beside the repository; tests that need it skip without it."""
+    """Folder of real scenes and splat files beside the repository; what needs it is skipped without it."""
     folder = ROOT.parent / "shared"
     if not (folder / "scenes").is_dir():
         pytest.skip(f"no folder of real scenes at {folder}")
