@@ -139,6 +139,10 @@ class TrainConfig:
         """Raise InputError, naming the flag, for values that cannot be used."""
         if self.scene is None:
             raise InputError("--scene: expected the folder of a scene, found none; give one, or --resume RUN")
+        if self.resume and self.output not in (None, self.resume):
+            raise InputError(
+                f"--output {self.output}: --resume goes on in {self.resume}; leave --output away"
+            )
         for name, lowest in AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -171,6 +175,7 @@ class TrainConfig:
             resolution=self.resolution or DEFAULT_RESOLUTION[device_type],
             test_iterations=first if self.test_iterations is None else self.test_iterations,
             save_iterations=first if self.save_iterations is None else self.save_iterations,
+            output=self.resume or self.output,
             scene=self.scene and self.scene.absolute(),
             init=self.init and self.init.absolute(),
         )
@@ -266,7 +271,6 @@ AT_LEAST = {
 
 FIXED = {  # what cannot change in a run, and why
     "scene": "a model belongs to its scene",
-    "output": "resuming goes on in the run's own folder",
     "init": "it has started already",
     "images": "the order of its views depends on them",
     "test-every": "its test views must stay unseen",

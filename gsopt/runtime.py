@@ -119,6 +119,14 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def use_kernel_threads(count: int, device: torch.device, backend: str) -> None:
+    """Let the CPU rasterizer use `count` threads; nothing where it is not in use ("auto" on a CPU is)."""
+    if device.type == "cpu" and backend == "auto":
+        from gsopt.native import set_num_threads  # at call time: it may have to compile the kernel first
+
+        set_num_threads(count)
+
+
 def spread(items: Sequence, count: int) -> list:
     """`count` of the items, evenly over them; all where there are no more."""
     if count >= len(items):

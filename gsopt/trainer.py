@@ -31,7 +31,7 @@ from gsopt.model import GaussianModel
 from gsopt.monitor import LOSSES_EVERY, PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state
 from gsopt.rundir import write_json
-from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads
+from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.strategy import Refinement, Strategy
 
 
@@ -74,6 +74,7 @@ class Trainer:
         self.device = pick_device(config.device)
         self.config = config = config.resolved(self.device.type)
         self.threads = config.threads or cpu_count()
+        use_kernel_threads(self.threads, self.device, config.backend)
         self.clock = Stopwatch(self.device)
         self.run = config.run_folder()
         with self.clock("load"):

@@ -135,9 +135,9 @@ FLAGS = [  # flags, what the line must name
     (["--strategy", "magic"], ("--strategy", "magic", "default")),
     (["--images", "images_2"], ("--images",)),
     (["--init", "nowhere.ply"], ("nowhere.ply",)),
-    (["--resume", "nowhere"], ("nowhere",)),
+    (["--resume", "nowhere"], ("nowhere", "config.json")),
     (["--background", "blue"], ("--background", "blue", "white")),
-    (["--densify.grow-grad2d", "-1"], ("grow", "-1")),
+    (["--densify.refine-every", "0"], ("refine_every", "1 or more")),
 ]
 
 

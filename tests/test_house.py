@@ -26,7 +26,7 @@ HOUSE = {
     "native": set(),
     "losses": {"native"},
     "metrics": {"losses"},
-    "runtime": {"device"},
+    "runtime": {"device", "native"},
     "cameras": {"geometry"},
     "datasets": {"cameras", "geometry"},
     "render": {"cameras", "geometry", "native"},

@@ -11,8 +11,8 @@ from gsopt.datasets import Scene
 from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.model import GaussianModel
-from gsopt.native import set_num_threads
 from gsopt.rundir import RunFolder
+from gsopt.runtime import use_kernel_threads
 
 
 @dataclass
@@ -75,7 +75,7 @@ def load_source(path: Path, options: SourceOptions) -> Source:
     config.check()
     model = GaussianModel.load_ply(ply, device=device)
     scene = config.load_scene()
-    set_num_threads(config.threads or cpu_count())
+    use_kernel_threads(config.threads or cpu_count(), device, config.backend)
     return Source(model, scene, config, config.plain_background(scene).to(device), folder, iterations)
 
 
