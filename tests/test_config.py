@@ -52,8 +52,8 @@ def test_json_that_is_not_a_configuration(values, message):
     ("settings", "name", "expected"),
     [
         ({"iterations": 30_000}, "sh_degree_every", 1_000),
-        ({"iterations": 2_000}, "sh_degree_every", 67),
-        ({"iterations": 3}, "sh_degree_every", 1),
+        ({"iterations": 6_000}, "sh_degree_every", 200),
+        ({"iterations": 30}, "sh_degree_every", 100),
         ({"iterations": 2_000, "sh_degree_every": 1_000}, "sh_degree_every", 1_000),  # explicit wins
         ({"iterations": 2_000, "schedule_iterations": 30_000}, "sh_degree_every", 1_000),
         ({"iterations": 2_000, "schedule_iterations": 30_000}, "schedule_iterations", 30_000),
@@ -131,3 +131,23 @@ def test_group_table(name):
     assert specs["feature_rest"].frozen == (name == "freeze")
     assert specs["feature_rest"].optimize == (name == "freeze")
     assert not specs["feature_dc"].frozen
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling", "feature_dc"),
+    [
+        ({"iterations": 30_000}, 5e-3, 2.5e-3),
+        ({"iterations": 7_000}, 5e-3, 2.5e-3),
+        ({"iterations": 1_000}, 5e-3 * 7**0.5, 2.5e-3 * 7**0.25),
+        ({"iterations": 100}, 2e-2, 5e-3),  # no more than that
+        ({"iterations": 1_000, "fit_rates": False}, 5e-3, 2.5e-3),
+        ({"iterations": 1_000, "schedule_iterations": 30_000}, 5e-3, 2.5e-3),
+        ({"iterations": 1_000, "groups": Groups(scaling=GroupOptions(lr=0.5))}, 0.5, 2.5e-3 * 7**0.25),
+    ],
+)
+def test_rates_fitted_to_short_runs(settings, scaling, feature_dc):
+    specs = replace(CONFIG, **settings).specs(extent=1.0)
+    assert specs["scaling"].lr == pytest.approx(scaling)
+    assert specs["feature_dc"].lr == pytest.approx(feature_dc)
+    assert specs["opacity"].lr == 2.5e-2
+    assert specs["xyz"].lr == pytest.approx(1.6e-4)

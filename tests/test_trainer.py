@@ -92,7 +92,7 @@ def test_a_run_on_disk(ball, config):
     assert checkpoint.latest(run / "checkpoints").name == "step_00000040.pt"
     settings = json.loads((run / "config.json").read_text())
     assert settings["densify"]["refine_every"] == 5  # as given
-    assert settings["sh_degree_every"] == 1  # 1,000 of 30,000, of 40
+    assert settings["checkpoint_every"] == 7  # 5,000 of 30,000, of 40
     events = read(run)
     assert {"lr/xyz", "frozen/opacity", "gaussians/cloned", "gaussians/split", "gaussians/pruned"} <= set(
         events.Tags()["scalars"]
@@ -134,7 +134,7 @@ def test_frozen_and_excluded_attributes_keep_their_bits(ball, config, how, names
         left = [row.numpy().tobytes() for row in getattr(trainer.model, name).detach().flatten(1)]
         if name.replace("_", "-") in names or name in names:
             assert set(left) <= known, name
-        elif name != "feature_rest":  # its bands come into play late
+        elif name != "feature_rest":  # its bands come into play later
             assert not set(left) <= known, name
     in_optimizer = {group["name"] for group in trainer.optimizer.param_groups}
     excluded = {name.replace("-", "_") for name in names} if how == "exclude" else set()
@@ -174,7 +174,7 @@ def test_a_longer_run_keeps_its_step_settings(ball, config):
     trainer = Trainer(longer, scene=ball)
     assert trainer.step == 40
     assert trainer.config.schedule_iterations == 40
-    assert trainer.config.sh_degree_every == 1
+    assert trainer.config.checkpoint_every == 7
     assert trainer.train()["iterations"] == 50
     [xyz] = [group for group in trainer.optimizer.param_groups if group["name"] == "xyz"]
     assert xyz["lr"] == pytest.approx(1.6e-6 * ball.extent)
@@ -240,7 +240,7 @@ def test_parts_of_ones_own(ball, config):
 
 def test_starting_from_a_splat(ball, config, tmp_path):
     """`--init` with Gaussians takes all of them over and uses their harmonics from the first step."""
-    first = Trainer(replace(config, output=tmp_path / "first"), scene=ball)
+    first = Trainer(replace(config, output=tmp_path / "first", sh_degree_every=5), scene=ball)
     trained = first.train()["test"]["psnr"]
     ply = first.run.ply(40)
     trainer = Trainer(replace(config, init=ply, densify=DefaultStrategy()), scene=ball)
@@ -262,7 +262,7 @@ def test_rates_of_ones_own(ball, config):
     groups = Groups()
     groups.xyz.lr, groups.opacity.lr, groups.scaling.weight_decay = 1e-3, 0.5, 0.25
     groups.opacity.schedule = "exp:0.01"
-    trainer = Trainer(replace(config, groups=groups), scene=ball)
+    trainer = Trainer(replace(config, groups=groups, fit_rates=False), scene=ball)
     found = {group["name"]: group for group in trainer.optimizer.param_groups}
     assert found["xyz"]["lr"] == pytest.approx(1e-3 * ball.extent)
     assert found["feature_dc"]["lr"] == 2.5e-3
