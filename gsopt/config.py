@@ -72,7 +72,7 @@ class TrainConfig:
     images: str | None = None
     """Name of the images folder inside the scene; default: the smallest that is at least RESOLUTION."""
     test_every: int = 8
-    """Every so manieth photo is for testing, where the scene itself does not say; 0 for none."""
+    """Every Nth photo by name is for testing, where the scene itself does not say which; 0 for none."""
     # how long, with what
     iterations: int = REFERENCE_ITERATIONS
     """Optimizer steps."""

@@ -30,7 +30,7 @@ class SourceOptions:
     images: str | None = None
     """Name of the images folder inside the scene."""
     test_every: int | None = None
-    """Every so manieth photo is for testing, where the scene itself does not say."""
+    """Every Nth photo by name is for testing, where the scene itself does not say which."""
     background: Literal["auto", "white", "black"] | None = None
     """Behind the Gaussians; auto: white for photos with transparency, black for others."""
     antialiased: bool | None = None
