@@ -141,9 +141,11 @@ def test_calendar(case):
 
 def test_settings_scale_with_the_run_and_explicit_ones_stay():
     short = DefaultStrategy(refine_every=5).resolve(7_000)
-    assert (short.refine_start_iter, short.refine_stop_iter, short.reset_every) == (117, 3500, 700)
+    assert (short.refine_start_iter, short.refine_stop_iter, short.reset_every) == (117, 3500, 1000)
     assert (short.refine_every, short.refine_scale2d_stop_iter, short.pause_refine_after_reset) == (5, 0, 0)
     assert short.grow_grad2d == DefaultStrategy().grow_grad2d
+    shortest = DefaultStrategy().resolve(500)
+    assert (shortest.refine_every, shortest.reset_every) == (50, 1000)  # what no run can shorten
     with pytest.raises(ValueError, match=r"call resolve\(iterations\)"):
         DefaultStrategy().needs_grad2d(1)
 

@@ -63,7 +63,7 @@ class DefaultStrategy(Strategy):
     refine_stop_iter: int | None = scaled(15_000)
     """Rows change before this step. Scaled."""
     reset_every: int | None = scaled(3_000, at_least=1_000)
-    """Steps between resets of opacity. Scaled, at least 1,000: a picture takes hundreds of steps to recover."""
+    """Steps between resets of opacity. Scaled, at least 1,000: a model needs hundreds to recover."""
     refine_every: int | None = scaled(100, at_least=50)
     """Steps between changes of rows. Scaled, at least 50: fewer views make the mean gradient a lottery."""
     pause_refine_after_reset: int | None = scaled(0)
