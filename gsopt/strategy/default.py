@@ -116,7 +116,7 @@ class DefaultStrategy(Strategy):
         # The loss is a mean over cameras: its gradient is undone to that of each.
         to_ndc_x, to_ndc_y = (info[side] / 2 * info["n_cameras"] for side in ("width", "height"))
         norms = ((gradients[..., 0] * to_ndc_x).square() + (gradients[..., 1] * to_ndc_y).square()).sqrt()
-        visible = (radii > 0).all(dim=-1)  # [C, N]
+        visible = (radii[..., 0] > 0) & (radii[..., 1] > 0)  # [C, N]; all(dim=-1) takes four times as long
         statistics = self._rows(gradients.shape[-2], gradients.device)
         for camera in range(len(visible)):
             statistics["grad2d"] += torch.where(visible[camera], norms[camera], 0)
