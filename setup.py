@@ -28,8 +28,8 @@ class BuildKernel(build_ext):
         try:
             for path in kernel.compile_all(folder / "gsopt" / "native"):
                 print(f"built {path.name}")
-        except kernel.NoCompiler as error:
-            print(f"warning: {error}. Installing without it: CUDA works.", file=sys.stderr)
+        except (kernel.NoCompiler, kernel.CompilerFailed) as error:
+            print(f"warning: {error}\nInstalling without the CPU kernel: CUDA works.", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.build_lib) / "gsopt" / "native"

@@ -95,6 +95,8 @@ def _check(image: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"target: expected the image's shape {list(image.shape)}, found {list(target.shape)}"
         )
+    if target.device != image.device:
+        raise ValueError(f"target: expected the image's device {image.device}, found {target.device}")
     if not image.is_floating_point():
         raise ValueError(f"image: expected floating point, found {image.dtype}")
     if target.dtype != torch.uint8 and not target.is_floating_point():
@@ -111,10 +113,11 @@ class _Photometric(torch.autograd.Function):
         bytes_given = target.dtype == torch.uint8
         target = target if bytes_given else target.float()
         gradient = torch.empty_like(image) if ctx.needs_input_grad[0] else None
+        frame = Frame()  # lends its buffers until the call is over
         sums = torch.empty(2, dtype=torch.float64, device="cpu")
         check(
             library().gsopt_photometric(
-                Frame().handle,
+                frame.handle,
                 height,
                 width,
                 pointer(image),

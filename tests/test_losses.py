@@ -1,5 +1,7 @@
 """The loss: the native kernel against plain PyTorch, and that against known values."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -78,12 +80,26 @@ def test_bits_do_not_depend_on_the_number_of_threads():
         assert torch.equal(gradient, found[0][1])
 
 
+def test_two_threads_at_once():
+    """A viewer measures while training goes on."""
+    pictures = [(picture(n, 40, 3), picture(n, 40, 3, seed=1)) for n in range(20, 60)]
+    expected = [photometric(*pair)[0].item() for pair in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: photometric(*pair)[0].item(), pictures * 5))
+    assert found == expected * 5
+
+
 @pytest.mark.parametrize(
     ("image", "target", "message"),
     [
         (torch.zeros(4, 4), torch.zeros(4, 4), r"image: expected shape \[H, W, 3\], found \[4, 4\]"),
         (torch.zeros(0, 4, 3), torch.zeros(0, 4, 3), r"image: expected shape"),
         (torch.zeros(4, 4, 3), torch.zeros(4, 5, 3), r"target: expected the image's shape \[4, 4, 3\]"),
+        (
+            torch.zeros(4, 4, 3),
+            torch.zeros(4, 4, 3, device="meta"),
+            "target: expected the image's device cpu",
+        ),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(4, 4, 3), "image: expected floating point"),
         (torch.zeros(4, 4, 3), torch.zeros(4, 4, 3, dtype=torch.int64), "target: expected uint8 or floating"),
     ],

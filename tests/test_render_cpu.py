@@ -13,7 +13,7 @@ from render_compare import TOLERANCE, disagreements, is_ambiguous, relative_erro
 from gsopt.errors import InputError
 from gsopt.native import Frame, available_isas, get_num_threads, library, set_num_threads
 from gsopt.render import rasterization
-from gsopt.render.kernel import Watch
+from gsopt.render.kernel import Project, Watch
 
 SEEDS = range(100)
 GEOMETRY = ("means", "quats", "scales")
@@ -172,6 +172,43 @@ def test_backward_twice_through_a_retained_graph():
     rasterization(**many_gaussians(80))  # another rendering in between must not touch this one's buffers
     second = torch.autograd.grad(image.sum(), scene["means"])[0]
     assert torch.equal(first, second)
+
+
+def test_cameras_may_be_refilled_before_the_backward_pass():
+    scene = many_gaussians(50)
+    scene["means"].requires_grad_()
+    expected = torch.autograd.grad(rasterization(**scene)[0].sum(), scene["means"])[0]
+    image, _, _ = rasterization(**scene)
+    scene["viewmats"][0, 2, 3] = 100.0
+    assert torch.equal(torch.autograd.grad(image.sum(), scene["means"])[0], expected)
+
+
+def test_opacities_alone_cost_no_projection_gradient(monkeypatch):
+    called = []
+    monkeypatch.setattr(Project, "backward", lambda *_: called.append(True))
+    scene = many_gaussians(50) | {"absgrad": False}
+    scene["opacities"].requires_grad_()
+    rasterization(**scene)[0].sum().backward()
+    assert not called
+    assert scene["opacities"].grad.abs().sum() > 0
+
+
+def test_more_tiles_than_can_be_counted():
+    """Gaussians that all cover all 65,536 tiles: more than 2^32 pairs."""
+    n = 66_000
+    scene = many_gaussians(n) | {"absgrad": False, "width": 4096, "height": 4096}
+    scene |= {
+        "means": torch.zeros(n, 3),
+        "scales": torch.full((n, 3), 1e3),
+        "opacities": torch.full((n,), 0.9),
+    }
+    with torch.no_grad(), pytest.raises(MemoryError, match="4 billion pairs"):
+        rasterization(**scene)
+
+
+def test_an_image_too_wide_for_the_kernel_is_refused():
+    with pytest.raises(ValueError, match="width: the cpu backend renders up to 1,048,560"):
+        rasterization(**many_gaussians(5) | {"width": 2_000_000, "height": 1})
 
 
 def test_frames_are_used_again():

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gsopt.errors import InputError
 from gsopt.native import build
 
 ABI = 1
+_TOO_MANY = 2  # GSOPT_TOO_MANY
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 
@@ -49,7 +51,12 @@ _SIGNATURES = {
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise InputError(
+            f"{path}: not a library that can be loaded ({error}); delete it, it is built anew"
+        ) from None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -60,27 +67,32 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _locate(isa: str) -> Path:
     """The library of one variant: beside this file, in the user's cache, or compiled into that now."""
-    name = build.library_name(isa)
-    for folder in (Path(__file__).parent, build.cache_folder()):
+    name, cache_folder = build.library_name(isa), build.cache_folder()
+    for folder in (Path(__file__).parent, cache_folder):
         if (folder / name).is_file():
             return folder / name
+    print(f"gsopt: compiling the CPU kernel ({isa}) into {cache_folder}, once", file=sys.stderr)
     try:
-        return build.compile_kernel(build.cache_folder(), isa)
-    except build.NoCompiler as error:
+        return build.compile_kernel(cache_folder, isa)
+    except (build.NoCompiler, build.CompilerFailed) as error:
         raise InputError(str(error)) from None
+    except OSError as error:
+        raise InputError(
+            f"{cache_folder}: the CPU kernel cannot be built there ({error.strerror}); "
+            "set GSOPT_CACHE to a folder that can be written"
+        ) from None
 
 
 @cache
-def library(isa: str | None = None) -> ctypes.CDLL:
-    """The kernel for an instruction set; by default $GSOPT_ISA, or the best that this processor runs.
+def library() -> ctypes.CDLL:
+    """The kernel: that of $GSOPT_ISA, or of the best instruction set that this processor runs.
 
     Raises:
         InputError: the instruction set is unknown here or this processor lacks it; or the kernel is not built
-            and there is no compiler.
-        RuntimeError: the compiler failed.
+            and cannot be.
     """
     known = list(build.variants())
-    asked = isa or os.environ.get("GSOPT_ISA")
+    asked = os.environ.get("GSOPT_ISA")
     if asked and asked not in known:
         raise InputError(f"GSOPT_ISA: expected one of {', '.join(known)}, found {asked!r}")
     probe = _open(_locate("baseline"))
@@ -109,32 +121,50 @@ def get_num_threads() -> int:
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Address of a tensor's data; it must be contiguous, and outlive the call."""
+    """Address of a tensor's data; it must be in the CPU's memory, contiguous, and outlive the call."""
     if tensor is None:
         return None
-    if not tensor.is_contiguous():
-        raise ValueError("the kernel needs contiguous tensors")
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(f"the kernel needs contiguous tensors on the CPU, found one on {tensor.device}")
     return tensor.data_ptr()
 
 
 def check(status: int) -> None:
+    """Turn what a kernel function returns into an exception.
+
+    Raises:
+        MemoryError: the kernel found no memory for its buffers, or there is more than it can count.
+    """
+    if status == _TOO_MANY:
+        raise MemoryError(
+            "more than 4 billion pairs of Gaussian and tile: the Gaussians are too large for the image"
+        )
     if status:
         raise MemoryError("the CPU kernel found no memory for its buffers")
 
 
 class Frame:
-    """Buffers of one rendering (`gsopt_frame`). A frame that is dropped is kept for the next one to use."""
+    """Buffers of one rendering (`gsopt_frame`). A few that were dropped are kept for the next to use."""
 
+    MAX_IDLE = 4
     _idle: list[int] = []  # noqa: RUF012 (shared on purpose)
 
     def __init__(self) -> None:
-        self.handle = self._idle.pop() if self._idle else library().gsopt_frame_new()
+        self.handle = None
+        try:
+            self.handle = self._idle.pop()
+        except IndexError:
+            self.handle = library().gsopt_frame_new()
         if not self.handle:
             raise MemoryError("the CPU kernel found no memory for a frame")
 
     def __del__(self) -> None:
-        if getattr(self, "handle", None):
+        if not self.handle:
+            return
+        if len(self._idle) < self.MAX_IDLE:
             self._idle.append(self.handle)
+        else:
+            library().gsopt_frame_free(self.handle)
 
     @property
     def nbytes(self) -> int:

@@ -18,11 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
-_X86 = {
-    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    "avx2": ("-march=x86-64-v3",),
-    "baseline": ("-march=x86-64",),
-}
+_AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mlzcnt", "-mmovbe")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+# Features one by one: gcc before 11 does not know -march=x86-64-v3 and -v4. src/cpu.c asks for all.
+_X86 = {"avx512": _AVX2 + _AVX512, "avx2": _AVX2, "baseline": ()}
 # Fused multiply-adds and vectorised sqrt and compare need these; -ffast-math would break the NaN checks.
 _FLAGS = (
     "-std=gnu11",
@@ -41,14 +40,19 @@ class NoCompiler(RuntimeError):
     """No C compiler was found; the message names both remedies."""
 
 
+class CompilerFailed(RuntimeError):
+    """The compiler could not be run or refused the sources; the message has its command and its output."""
+
+
 def variants() -> dict[str, tuple[str, ...]]:
     """Instruction sets this machine's architecture is compiled for, best first, with their compiler flags."""
     return _X86 if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": ()}
 
 
 def source_hash() -> str:
-    """First 12 hex digits of a hash over the kernel's sources and compiler flags."""
-    digest = hashlib.sha256(repr((_FLAGS, sorted(variants().items()))).encode())
+    """First 12 hex digits of a hash over the kernel's sources, its flags and the kind of machine."""
+    built_for = (sys.platform, platform.machine(), _FLAGS, sorted(variants().items()))
+    digest = hashlib.sha256(repr(built_for).encode())
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
@@ -60,7 +64,7 @@ def library_name(isa: str) -> str:
 
 def cache_folder() -> Path:
     """Where kernels compiled at first use are kept: $GSOPT_CACHE, or gsopt in the user's cache folder."""
-    if "GSOPT_CACHE" in os.environ:
+    if os.environ.get("GSOPT_CACHE"):
         return Path(os.environ["GSOPT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gsopt"
 
@@ -89,28 +93,30 @@ def compile_kernel(folder: Path, isa: str, *, extra_flags: tuple[str, ...] = ())
 
     Raises:
         NoCompiler: no compiler was found.
-        RuntimeError: the compiler failed; the message has its command and its output.
+        CompilerFailed: the compiler cannot be run or fails.
+        OSError: the folder cannot be written.
     """
     target = Path(folder) / library_name(isa)
     target.parent.mkdir(parents=True, exist_ok=True)
-    flags = variants()[isa]
-    compiler = find_compiler()
-    if "ziglang" in compiler:  # zig spells the levels of x86-64 with an underscore
-        flags = tuple(flag.replace("-march=x86-64-", "-march=x86_64_") for flag in flags)
-        flags = tuple("-march=x86_64" if flag == "-march=x86-64" else flag for flag in flags)
-    handle, draft = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
-    command = [*compiler, *_FLAGS, *flags, f"-DGSOPT_ISA={isa}", *extra_flags, *sources]
-    command += ["-o", draft, "-lm", "-pthread"]
+    # A folder of its own, so that the linker gives the file the usual permissions; then one rename.
+    with tempfile.TemporaryDirectory(dir=target.parent) as draft_folder:
+        draft = Path(draft_folder) / target.name
+        flags = [*_FLAGS, *variants()[isa], f"-DGSOPT_ISA={isa}", *extra_flags]
+        sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
+        _run([*find_compiler(), *flags, *sources, "-o", str(draft), "-lm", "-pthread"])
+        os.replace(draft, target)
+    return target
+
+
+def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"compiling the CPU kernel failed: {shlex.join(command)}\n{done.stderr}")
-        os.replace(draft, target)
-    finally:
-        Path(draft).unlink(missing_ok=True)
-    return target
+    except OSError as error:
+        raise CompilerFailed(
+            f"the C compiler {command[0]} cannot be run ({error.strerror}); see $CC"
+        ) from None
+    if done.returncode:
+        raise CompilerFailed(f"compiling the CPU kernel failed: {shlex.join(command)}\n{done.stderr}")
 
 
 def compile_all(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from gsopt.render.kernel import Anchor, Harmonics, Project, Rasterize, Watch
 
 _MAX_CHANNELS = 32  # of the kernel, in one go; up to 4 are fast
 _MAX_DEGREE = 3
+_MAX_SIDE = 16 * 65_535  # pixels: the kernel counts tiles in 16 bits
 
 
 def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
@@ -28,15 +29,17 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
     """
     _reject(call)
     frames = [Frame() for _ in range(call.num_cameras)]
+    # Unless it compensates them, projection has no gradient for opacities, and must not seem to.
+    opacities = call.opacities if call.antialiased else call.opacities.detach()
     means2d, covars2d, depths, compensated, radii = Project.apply(
-        call, frames, call.means, call.quats, call.scales, call.opacities, call.viewmats
+        call, frames, call.means, call.quats, call.scales, opacities, call.viewmats
     )
     if torch.is_grad_enabled() and not means2d.requires_grad:
         means2d = Anchor.apply(means2d, means2d.new_zeros((), requires_grad=True))
     opacities = compensated if call.antialiased else _per_camera(call, call.opacities)
     rows = (radii > 0).all(-1).nonzero(as_tuple=True) if call.packed else None
     info = _info(call, rows, radii, means2d, depths, covars2d, opacities)
-    if rows is not None:  # the gradient is to come back through the public tensor
+    if rows is not None and torch.is_grad_enabled():  # the gradient comes back through the public tensor
         means2d = means2d.detach().index_put(rows, info["means2d"])
     values, backgrounds = _values(call, _colors(call, radii), depths)
     watch = Watch(info["means2d"], rows)
@@ -50,6 +53,11 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
 def _reject(call: RenderCall) -> None:
     if call.sparse_grad:
         raise NotImplementedError("sparse_grad: only the cuda backend supports it")
+    for name in ("width", "height"):
+        if getattr(call, name) > _MAX_SIDE:
+            raise ValueError(
+                f"{name}: the cpu backend renders up to {_MAX_SIDE:,}, found {getattr(call, name):,}"
+            )
     if call.covars is not None:
         raise NotImplementedError("covars: the cpu backend takes quats and scales; use backend='reference'")
     if call.Ks.requires_grad:
@@ -67,7 +75,7 @@ def _reject(call: RenderCall) -> None:
 
 def _per_camera(call: RenderCall, rows: Tensor) -> Tensor:
     """[N, ...] -> [C, N, ...]"""
-    return rows[None] if call.num_cameras == 1 else rows.expand(call.num_cameras, *rows.shape)
+    return rows.expand(call.num_cameras, *rows.shape)
 
 
 def _colors(call: RenderCall, radii: Tensor) -> Tensor:

@@ -68,6 +68,15 @@ class RenderInfo(dict):
     def items(self):
         return super(RenderInfo, self._complete()).items()
 
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def __or__(self, other: dict[str, Any]) -> dict[str, Any]:
+        return self.copy() | other
+
+    def pop(self, key: str, *default: Any) -> Any:
+        return super(RenderInfo, self._complete()).pop(key, *default)
+
 
 def render_info(
     call: RenderCall,

@@ -83,12 +83,13 @@ class Project(torch.autograd.Function):
         means2d, covars2d = means.new_empty(*shape, 2), means.new_empty(*shape, 3)
         depths, radii = means.new_empty(shape), means.new_empty(*shape, 2, dtype=torch.int32)
         compensated = means.new_empty(shape if call.antialiased else (call.num_cameras, 0))
-        for c, frame in enumerate(frames):
+        cameras = [_camera(call, c) for c in range(call.num_cameras)]
+        for c, (frame, camera) in enumerate(zip(frames, cameras, strict=True)):
             outputs = (radii[c], means2d[c], covars2d[c], depths[c])
             check(
                 library().gsopt_project(
                     frame.handle,
-                    _camera(call, c),
+                    camera,
                     call.num_gaussians,
                     *map(pointer, inputs),
                     *map(pointer, outputs),
@@ -96,6 +97,7 @@ class Project(torch.autograd.Function):
                 )
             )
         ctx.call = call
+        ctx.cameras = cameras  # as they were now: the caller may refill viewmats before the backward pass
         ctx.save_for_backward(*inputs, radii)
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
@@ -121,7 +123,7 @@ class Project(torch.autograd.Function):
             grads_c = (None if grad is None else grad[c] for grad in (v_means2d, v_covars2d, v_depths))
             check(
                 library().gsopt_project_backward(
-                    _camera(call, c),
+                    ctx.cameras[c],
                     call.num_gaussians,
                     *map(pointer, inputs),
                     pointer(radii[c]),

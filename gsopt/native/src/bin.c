@@ -7,12 +7,11 @@
 
 #define DIGIT_BITS 11
 #define DIGITS (1 << DIGIT_BITS)
-#define MAX_PARTS 256
 
 typedef struct {
     gsopt_frame *frame;
     const float *depths;
-    int shift, parts, band_rows[MAX_PARTS + 1];
+    int shift, parts, band_rows[MAX_THREADS + 1];
 } bin_job;
 
 /* Compacts the visible ids with their sort keys, and turns the Gaussians' tile counts into offsets. */
@@ -21,7 +20,8 @@ static void compact_chunk(void *context, int64_t chunk, int thread) {
     bin_job *job = context;
     gsopt_frame *f = job->frame;
     uint32_t *offsets = f->pair_offsets.data, *keys = f->keys[0].data, *ids = f->ids[0].data;
-    uint32_t out = ((uint32_t *)f->chunk_visible.data)[chunk], pair = ((uint32_t *)f->chunk_pairs.data)[chunk];
+    uint32_t out = (uint32_t)((uint64_t *)f->chunk_visible.data)[chunk];
+    uint32_t pair = (uint32_t)((uint64_t *)f->chunk_pairs.data)[chunk];
     int64_t end = min_i64((chunk + 1) * CHUNK, f->n);
     for (int64_t i = chunk * CHUNK; i < end; i++) {
         uint32_t count = offsets[i];
@@ -130,14 +130,14 @@ static void fill_band(void *context, int64_t band, int thread) {
     }
 }
 
-static uint32_t exclusive_sum(uint32_t *counts, int64_t n) {
-    uint32_t total = 0;
+static int64_t exclusive_sum(uint64_t *counts, int64_t n) {
+    uint64_t total = 0;
     for (int64_t i = 0; i < n; i++) {
-        uint32_t count = counts[i];
+        uint64_t count = counts[i];
         counts[i] = total;
         total += count;
     }
-    return total;
+    return (int64_t)total;
 }
 
 static void offset_tiles(gsopt_frame *f) {
@@ -153,10 +153,11 @@ static void offset_tiles(gsopt_frame *f) {
 }
 
 int bin_splats(gsopt_frame *f, const float *depths) {
-    bin_job job = {.frame = f, .depths = depths, .parts = min_int(f->threads, MAX_PARTS)};
+    bin_job job = {.frame = f, .depths = depths, .parts = f->threads};
     int64_t chunks = div_up(f->n, CHUNK), tiles = (int64_t)f->tiles_x * f->tiles_y;
     f->visible = exclusive_sum(f->chunk_visible.data, chunks);
     f->pairs = exclusive_sum(f->chunk_pairs.data, chunks);
+    if (f->pairs >= UINT32_MAX || f->visible >= UINT32_MAX) return GSOPT_TOO_MANY;
     for (int k = 0; k < 2; k++)
         if (buffer_reserve(&f->keys[k], f->visible * 4) || buffer_reserve(&f->ids[k], f->visible * 4))
             return GSOPT_NO_MEMORY;

@@ -1,13 +1,14 @@
 /* The C interface of the CPU kernel. Plain pointers to float32 arrays, row-major; nothing of torch or Python.
  *
  * Shapes: N Gaussians, H x W pixels, CH in {1..32} channels (up to 4 are fast). An output pointer may be NULL where it says so: then
- * that gradient is neither computed nor written. Functions return 0, or GSOPT_NO_MEMORY.
+ * that gradient is neither computed nor written. Functions return 0, GSOPT_NO_MEMORY or GSOPT_TOO_MANY.
  */
 #pragma once
 #include <stdint.h>
 
 #define GSOPT_ABI 1
 #define GSOPT_NO_MEMORY 1
+#define GSOPT_TOO_MANY 2 /* (Gaussian, tile) pairs for 32 bits */
 #define EXPORT __attribute__((visibility("default")))
 
 /* One rendering: what the passes over a view hand to each other (projected splats, tile lists, what the

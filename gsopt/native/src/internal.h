@@ -19,6 +19,7 @@
 #define TILE 16        /* pixels a side */
 #define BLOCK 4        /* pixels a side: one vector */
 #define BLOCKS 16      /* a tile */
+#define MAX_THREADS 256
 #define CHUNK 1024     /* Gaussians a task: fixed, so that partial sums do not depend on the thread count */
 #define MAX_CHANNELS 32
 #define SUMS 8         /* floats of a (Gaussian, tile)'s record before its channels: see backward.c */
@@ -55,7 +56,7 @@ struct gsopt_frame {
     /* per Gaussian */
     buffer splats, rects, pair_offsets;      /* splat, tile_rect, uint32 */
     buffer wide_colors;                      /* float [N, channels], where a splat's four do not do */
-    buffer chunk_visible, chunk_pairs;       /* per CHUNK: uint32, counts, then those before it */
+    buffer chunk_visible, chunk_pairs;       /* per CHUNK: uint64, counts, then those before it */
     buffer keys[2], ids[2], sort_counts;     /* visible Gaussians in order of depth after bin.c: uint32 */
     /* per tile */
     buffer thread_counts, tile_offsets, tile_ends; /* uint32; uint32 [tiles + 1]; int32: entries forward looked at */
@@ -74,7 +75,11 @@ void buffer_release(buffer *b);
 /* Calls task(context, i, thread) for i in [0, count), thread in [0, threads). Returns when all are done. */
 typedef void (*task_fn)(void *context, int64_t i, int thread);
 void parallel_for(int64_t count, task_fn task, void *context);
+/* Held by a stage that sizes its scratch by the number of threads, so that the number stays. */
+void pool_lock(void);
+void pool_unlock(void);
 int pool_threads(void);
+int cpu_cores(void); /* that this process may use */
 
 /* Channels padded to whole groups of four. */
 INLINE int padded(int channels) { return (channels + 3) & ~3; }
@@ -86,5 +91,6 @@ INLINE int max_int(int a, int b) { return a > b ? a : b; }
 /* bin.c: builds the tile lists of a projected frame. */
 int bin_splats(gsopt_frame *frame, const float *depths);
 
-/* Tiles of row ty that the ellipse of s touches: [*x0, *x1), empty if *x0 >= *x1. */
-void tile_span(const splat *s, const tile_rect *r, int ty, int *x0, int *x1);
+/* Tiles of row ty that the ellipse of s touches: [*x0, *x1), empty if *x0 >= *x1. Counting and filling must get the same
+ * bits, so there is one compiled copy: inlined into both, it might be contracted differently. */
+__attribute__((noinline)) void tile_span(const splat *s, const tile_rect *r, int ty, int *x0, int *x1);

@@ -11,13 +11,12 @@
 
 #include "internal.h"
 
-#define MAX_THREADS 256
 #define TASK_BITS 20
 #define TASK_MASK ((1u << TASK_BITS) - 1)
 #define SPINS 4000 /* some tens of microseconds: the gap between two stages of a training step */
 
 static struct {
-    pthread_mutex_t region, sleep;
+    pthread_mutex_t region, sleep; /* region: recursive, so that a stage can hold it over all its loops */
     pthread_cond_t wake;
     pthread_t workers[MAX_THREADS];
     int wanted, running; /* threads, the caller's included */
@@ -26,7 +25,7 @@ static struct {
     atomic_int sleepers, stop;
     task_fn task;
     void *context;
-} pool = {.region = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} pool;
 
 INLINE void relax(void) {
 #if defined(__x86_64__)
@@ -88,18 +87,33 @@ static void stop_workers(void) {
     pool.running = 0;
 }
 
-/* threads do not survive a fork: the child starts its own at its first region */
-static void after_fork(void) {
-    pthread_mutex_init(&pool.region, NULL);
+static void init_locks(void) {
+    pthread_mutexattr_t recursive;
+    pthread_mutexattr_init(&recursive);
+    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&pool.region, &recursive);
+    pthread_mutexattr_destroy(&recursive);
     pthread_mutex_init(&pool.sleep, NULL);
     pthread_cond_init(&pool.wake, NULL);
+}
+
+/* threads do not survive a fork: the child starts its own at its first region */
+static void after_fork(void) {
+    init_locks();
     atomic_store(&pool.sleepers, 0);
+    atomic_store(&pool.stop, 0);
     pool.running = 0;
 }
 
+__attribute__((constructor)) static void on_load(void) {
+    init_locks();
+    pthread_atfork(NULL, NULL, after_fork);
+}
+
+void pool_lock(void) { pthread_mutex_lock(&pool.region); }
+void pool_unlock(void) { pthread_mutex_unlock(&pool.region); }
+
 static void start_workers(void) {
-    static int registered;
-    if (!registered) registered = pthread_atfork(NULL, NULL, after_fork) == 0;
     /* a new worker has seen generation 0 only; the ticket must look closed to it until the next region opens */
     atomic_store(&pool.ticket, 0);
     pool.running = 1;
@@ -111,8 +125,8 @@ static void start_workers(void) {
 
 int pool_threads(void) {
     if (!pool.wanted) {
-        long cores = sysconf(_SC_NPROCESSORS_ONLN);
-        pool.wanted = cores < 1 ? 1 : cores > MAX_THREADS ? MAX_THREADS : (int)cores;
+        int cores = cpu_cores();
+        pool.wanted = cores < 1 ? 1 : cores > MAX_THREADS ? MAX_THREADS : cores;
     }
     return pool.wanted;
 }
@@ -150,43 +164,29 @@ static void run_shifted(void *context, int64_t i, int thread) {
 
 void parallel_for(int64_t count, task_fn task, void *context) {
     if (count <= 0) return;
-    pthread_mutex_lock(&pool.region);
+    pool_lock();
     if (pool_threads() == 1 || count == 1) {
         for (int64_t i = 0; i < count; i++) task(context, i, 0);
     } else {
         shifted s = {task, context, 0}; /* more tasks than a ticket counts go in turns */
-        for (; s.first < count; s.first += TASK_MASK - MAX_THREADS)
-            run_region(min_i64(count - s.first, TASK_MASK - MAX_THREADS), run_shifted, &s);
+        const int64_t most = TASK_MASK - 2 * MAX_THREADS; /* each thread overshoots the count, perhaps twice */
+        for (; s.first < count; s.first += most) run_region(min_i64(count - s.first, most), run_shifted, &s);
     }
-    pthread_mutex_unlock(&pool.region);
+    pool_unlock();
 }
 
 void gsopt_set_threads(int threads) {
-    pthread_mutex_lock(&pool.region);
+    pool_lock();
     if (pool.running) stop_workers();
     pool.wanted = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
-    pthread_mutex_unlock(&pool.region);
+    pool_unlock();
 }
 
-int gsopt_get_threads(void) { return pool_threads(); }
-
-int gsopt_abi(void) { return GSOPT_ABI; }
-
-#define QUOTE(x) #x
-#define TEXT(x) QUOTE(x)
-const char *gsopt_isa(void) { return TEXT(GSOPT_ISA); }
-
-int gsopt_cpu_runs(const char *isa) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!strcmp(isa, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    if (!strcmp(isa, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-#endif
-    return !strcmp(isa, "baseline");
+int gsopt_get_threads(void) {
+    pool_lock();
+    int threads = pool_threads();
+    pool_unlock();
+    return threads;
 }
 
 int buffer_reserve(buffer *b, size_t bytes) {

@@ -52,21 +52,18 @@ static uint32_t count_tiles(const gsopt_frame *f, const splat *s, const tile_rec
 }
 
 /* The lanes' ellipses as splats; returns the lanes that survive culling (bits). */
-static uint32_t make_splats(const project_job *job, projected *g, int64_t first, vf opacity, splat out[LANES],
+static uint32_t make_splats(const project_job *job, projected *g, vf opacity, splat out[LANES],
                             float radius[2][LANES], vm candidates) {
     const gsopt_camera *cam = job->cam;
     vf eps = vf_set(cam->eps2d), a = g->a + eps, c = g->c + eps;
-    if (cam->antialiased) {
-        opacity *= vf_sqrt(vf_max(g->det0 / g->det, vf_set(0)));
-        store_column(job->compensated, 1, 0, first, job->n, vf_only(candidates, opacity));
-    }
+    if (cam->antialiased) opacity *= vf_sqrt(vf_max(g->det0 / g->det, vf_set(0)));
     vm keep = vm_and(candidates, vm_and(vf_ge(opacity, vf_set(ALPHA_MIN)), vf_lt(vf_set(0), g->det)));
     if (!vm_bits(keep)) return 0;
     vf lo = vf_log2(vf_sel(keep, opacity, vf_set(1)));
     vf reach = vf_max(lo + LOG2_255, vf_set(0));
-    vf extent = vf_min(vf_set(RADIUS_SIGMAS), vf_sqrt(reach * (1.0f / HALF_LOG2E)));
     vf mx = cam->fx * g->x * g->inv_z + cam->cx, my = cam->fy * g->y * g->inv_z + cam->cy;
-    vf sigma_x = vf_sqrt(a), sigma_y = vf_sqrt(c), half = vf_sqrt(reach * (1.0f / HALF_LOG2E));
+    vf sigma_x = vf_sqrt(a), sigma_y = vf_sqrt(c), half = vf_sqrt(reach * (1.0f / HALF_LOG2E)); /* in sigmas */
+    vf extent = vf_min(vf_set(RADIUS_SIGMAS), half);
     vf rx = extent * sigma_x, ry = extent * sigma_y;
     for (int k = 0; k < LANES; k++) rx[k] = ceilf(rx[k]), ry[k] = ceilf(ry[k]);
     rx = vf_min(rx, vf_set(RADIUS_MAX)), ry = vf_min(ry, vf_set(RADIUS_MAX));
@@ -90,14 +87,16 @@ static void write_row(const project_job *job, int64_t i, const splat *s, int rx,
     if (!s) {
         memset(job->radii + 2 * i, 0, 8), memset(job->means2d + 2 * i, 0, 8);
         memset(job->cov2d + 3 * i, 0, 12), job->depths[i] = 0;
+        if (job->cam->antialiased) job->compensated[i] = 0;
         return;
     }
+    if (job->cam->antialiased) job->compensated[i] = s->opacity;
     job->radii[2 * i] = rx, job->radii[2 * i + 1] = ry;
     job->means2d[2 * i] = s->mx + 0.5f, job->means2d[2 * i + 1] = s->my + 0.5f;
     memcpy(job->cov2d + 3 * i, cov, 12), job->depths[i] = depth;
 }
 
-static void project_lanes(const project_job *job, int64_t first, uint32_t *tile_counts, uint32_t *visible, uint32_t *pairs) {
+static void project_lanes(const project_job *job, int64_t first, uint32_t *tile_counts, uint64_t *visible, uint64_t *pairs) {
     gsopt_frame *f = job->frame;
     const gsopt_camera *cam = job->cam;
     int count = (int)min_i64(LANES, job->n - first);
@@ -111,11 +110,9 @@ static void project_lanes(const project_job *job, int64_t first, uint32_t *tile_
     if (vm_bits(candidates)) {
         project_covariance(&g, cam, job->quats, job->scales, first, job->n);
         vf opacity = load_column(job->opacities, 1, 0, first, job->n);
-        alive = make_splats(job, &g, first, opacity, local, radius, candidates);
+        alive = make_splats(job, &g, opacity, local, radius, candidates);
         for (int k = 0; k < LANES; k++)
             cov[k][0] = g.a[k] + cam->eps2d, cov[k][1] = g.b[k], cov[k][2] = g.c[k] + cam->eps2d, depth[k] = g.z[k];
-    } else if (cam->antialiased) {
-        store_column(job->compensated, 1, 0, first, job->n, vf_set(0));
     }
     for (int k = 0; k < count; k++) {
         offsets[k] = 0;
@@ -137,27 +134,36 @@ static void project_chunk(void *context, int64_t chunk, int thread) {
     const project_job *job = context;
     gsopt_frame *f = job->frame;
     uint32_t *tile_counts = (uint32_t *)f->thread_counts.data + (size_t)thread * f->tiles_x * f->tiles_y;
-    uint32_t visible = 0, pairs = 0;
+    uint64_t visible = 0, pairs = 0;
     int64_t end = min_i64((chunk + 1) * CHUNK, job->n);
     for (int64_t i = chunk * CHUNK; i < end; i += LANES) project_lanes(job, i, tile_counts, &visible, &pairs);
-    ((uint32_t *)f->chunk_visible.data)[chunk] = visible;
-    ((uint32_t *)f->chunk_pairs.data)[chunk] = pairs;
+    ((uint64_t *)f->chunk_visible.data)[chunk] = visible;
+    ((uint64_t *)f->chunk_pairs.data)[chunk] = pairs;
 }
 
-int gsopt_project(gsopt_frame *f, const gsopt_camera *cam, int64_t n, const float *means, const float *quats,
-                  const float *scales, const float *opacities, int32_t *radii, float *means2d, float *cov2d,
-                  float *depths, float *compensated) {
+static int project_locked(gsopt_frame *f, const gsopt_camera *cam, int64_t n, const float *means, const float *quats,
+                          const float *scales, const float *opacities, int32_t *radii, float *means2d, float *cov2d,
+                          float *depths, float *compensated) {
     f->n = n, f->width = cam->width, f->height = cam->height;
     f->tiles_x = (int)div_up(cam->width, TILE), f->tiles_y = (int)div_up(cam->height, TILE);
     f->threads = pool_threads();
     size_t tiles = (size_t)f->tiles_x * f->tiles_y, chunks = (size_t)div_up(n, CHUNK);
     size_t count_bytes = f->threads * tiles * sizeof(uint32_t);
     if (buffer_reserve(&f->splats, n * sizeof(splat)) || buffer_reserve(&f->rects, n * sizeof(tile_rect)) ||
-        buffer_reserve(&f->pair_offsets, n * sizeof(uint32_t)) || buffer_reserve(&f->chunk_visible, chunks * 4) ||
-        buffer_reserve(&f->chunk_pairs, chunks * 4) || buffer_reserve(&f->thread_counts, count_bytes))
+        buffer_reserve(&f->pair_offsets, n * sizeof(uint32_t)) || buffer_reserve(&f->chunk_visible, chunks * 8) ||
+        buffer_reserve(&f->chunk_pairs, chunks * 8) || buffer_reserve(&f->thread_counts, count_bytes))
         return GSOPT_NO_MEMORY;
     memset(f->thread_counts.data, 0, count_bytes);
     project_job job = {f, cam, n, means, quats, scales, opacities, radii, means2d, cov2d, depths, compensated};
     parallel_for((int64_t)chunks, project_chunk, &job);
     return bin_splats(f, depths);
+}
+
+int gsopt_project(gsopt_frame *f, const gsopt_camera *cam, int64_t n, const float *means, const float *quats,
+                  const float *scales, const float *opacities, int32_t *radii, float *means2d, float *cov2d,
+                  float *depths, float *compensated) {
+    pool_lock(); /* thread_counts has a row for each thread */
+    int status = project_locked(f, cam, n, means, quats, scales, opacities, radii, means2d, cov2d, depths, compensated);
+    pool_unlock();
+    return status;
 }

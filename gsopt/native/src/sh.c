@@ -6,7 +6,7 @@
  */
 #include "projection.h"
 
-#define SPREAD 5 /* bands a vector */
+#define SPREAD 5 /* bands a vector: degree 1, 2, 3 has 3, 8, 15, so as many vectors as its degree */
 #define C0 0.28209479177387814f
 
 typedef struct {
@@ -84,8 +84,6 @@ INLINE vf load_bands(const sh_job *job, int64_t row, int vector) {
     return vf_load(t);
 }
 
-INLINE int vectors_of(int degree) { return degree == 0 ? 0 : degree; } /* 3, 8, 15 bands in vectors of 5 */
-
 static uint32_t visible_lanes(const sh_job *job, int64_t first) {
     uint32_t bits = 0;
     int64_t count = min_i64(LANES, job->n - first);
@@ -111,7 +109,7 @@ static void forward_lanes(const sh_job *job, int64_t first) {
         if (job->degree > 0) {
             vf sum = vf_set(0), weight;
             for (int k = 0; k < 15; k++) own[k] = bands[k][lane];
-            for (int v = 0; v < vectors_of(job->degree); v++) {
+            for (int v = 0; v < job->degree; v++) {
                 spread(own, v, &weight);
                 sum += weight * load_bands(job, first + lane, v);
             }
@@ -146,7 +144,7 @@ static void backward_row(const sh_job *job, int64_t row, const float *own, float
         vf_store(t, weight * channel);
         memcpy(out, t, min_int(15, width - 15 * i) * sizeof(float));
     }
-    for (int i = 0; dots && i < vectors_of(job->degree); i++) {
+    for (int i = 0; dots && i < job->degree; i++) {
         vf_store(t, load_bands(job, row, i) * channel);
         for (int k = 0; k < SPREAD; k++) dots[i * SPREAD + k] = t[3 * k] + t[3 * k + 1] + t[3 * k + 2];
     }

@@ -182,7 +182,7 @@ static void gradient_band(void *context, int64_t band, int thread) {
     }
 }
 
-int gsopt_photometric(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
+static int photometric_locked(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
                       const float *target, float weight, double *sums, float *gradient) {
     int length = 3 * width, stride = (int)div_up(length, LANES) * LANES, threads = pool_threads();
     size_t map = (size_t)height * stride, each = scratch_size(stride);
@@ -201,4 +201,12 @@ int gsopt_photometric(gsopt_frame *f, int height, int width, const float *image,
     for (int y = 0; y < height; y++) sums[0] += job.row_sums[y][0], sums[1] += job.row_sums[y][1];
     sums[0] /= (double)height * length, sums[1] /= (double)height * length;
     return 0;
+}
+
+int gsopt_photometric(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
+                      const float *target, float weight, double *sums, float *gradient) {
+    pool_lock(); /* loss_scratch is by thread */
+    int status = photometric_locked(f, height, width, image, target8, target, weight, sums, gradient);
+    pool_unlock();
+    return status;
 }

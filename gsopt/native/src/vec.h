@@ -37,9 +37,7 @@ INLINE vm vf_le(vf a, vf b) { return _mm512_cmp_ps_mask(VF(a), VF(b), _CMP_LE_OQ
 INLINE vm vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask(VF(a), VF(b), _CMP_LT_OQ); }
 INLINE vm vi_gt(vi a, vi b) { return _mm512_cmpgt_epi32_mask(VI(a), VI(b)); }
 INLINE vm vm_and(vm a, vm b) { return a & b; }
-INLINE vm vm_or(vm a, vm b) { return a | b; }
 INLINE vm vm_andnot(vm a, vm b) { return (vm)(~a & b); }
-INLINE vm vm_all(void) { return 0xffff; }
 INLINE uint32_t vm_bits(vm m) { return m; }
 INLINE vf vf_sel(vm m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, VF(b), VF(a)); }
 INLINE vi vi_sel(vm m, vi a, vi b) { return (vi)_mm512_mask_blend_epi32(m, VI(b), VI(a)); }
@@ -58,9 +56,7 @@ INLINE vm vf_le(vf a, vf b) { return (vm)(a <= b); }
 INLINE vm vf_lt(vf a, vf b) { return (vm)(a < b); }
 INLINE vm vi_gt(vi a, vi b) { return (vm)(a > b); }
 INLINE vm vm_and(vm a, vm b) { return a & b; }
-INLINE vm vm_or(vm a, vm b) { return a | b; }
 INLINE vm vm_andnot(vm a, vm b) { return ~a & b; }
-INLINE vm vm_all(void) { return vi_set(-1); }
 INLINE vf vf_only(vm m, vf a) { return (vf)(m & (vi)a); }
 INLINE vf vf_sel(vm m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
 INLINE vi vi_sel(vm m, vi a, vi b) { return (m & a) | (~m & b); }
