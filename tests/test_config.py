@@ -73,7 +73,7 @@ def test_resolved(settings, name, expected):
 
 def test_resolving_reaches_the_strategy_and_happens_once():
     once = replace(CONFIG, iterations=3_000).resolved("cpu")
-    assert once.densify.refine_every == 75  # its floor
+    assert once.densify.refine_every == 100  # its floor
     assert once.densify.refine_stop_iter == 1_500
     assert once.resolved("cpu") == once
     longer = replace(once, iterations=6_000).resolved("cpu")  # as a resumed run that goes on for longer

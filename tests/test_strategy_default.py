@@ -145,7 +145,7 @@ def test_settings_scale_with_the_run_and_explicit_ones_stay():
     assert (short.refine_every, short.refine_scale2d_stop_iter, short.pause_refine_after_reset) == (5, 0, 0)
     assert short.grow_grad2d == DefaultStrategy().grow_grad2d
     shortest = DefaultStrategy().resolve(500)
-    assert (shortest.refine_every, shortest.reset_every) == (75, 1000)  # what no run can shorten
+    assert (shortest.refine_every, shortest.reset_every) == (100, 1000)  # what no run can shorten
     with pytest.raises(ValueError, match=r"call resolve\(iterations\)"):
         DefaultStrategy().needs_grad2d(1)
 

@@ -64,8 +64,8 @@ class DefaultStrategy(Strategy):
     """Rows change before this step. Scaled."""
     reset_every: int | None = scaled(3_000, at_least=1_000)
     """Steps between resets of opacity. Scaled, at least 1,000: a model needs hundreds to recover."""
-    refine_every: int | None = scaled(100, at_least=75)
-    """Steps between changes of rows. Scaled, at least 75: fewer views make the mean gradient a lottery."""
+    refine_every: int | None = scaled(100, at_least=100)
+    """Steps between changes of rows. Scaled, at least 100: fewer views make the mean gradient a lottery."""
     pause_refine_after_reset: int | None = scaled(0)
     """Steps after a reset without changes of rows. Scaled."""
     absgrad: bool = False
