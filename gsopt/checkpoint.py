@@ -19,6 +19,7 @@ from gsopt.errors import InputError
 
 FORMAT = "gsopt checkpoint"
 VERSION = 1
+_REMEDY = "delete it, and --resume goes on from the one before it"
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
@@ -68,15 +69,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:  # which is what torch writes, with a checksum for each part
             damaged = archive.testzip()
         if damaged is not None:
-            raise InputError(f"{path}: the checksum of {damaged} is wrong; use the checkpoint before it")
+            raise InputError(f"{path}: the checksum of {damaged} is wrong; {_REMEDY}")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of a checkpoint") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except (RuntimeError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: damaged or no checkpoint ({reason}); use the one before it") from error
+        raise InputError(f"{path}: damaged or no checkpoint ({reason}); {_REMEDY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
             f"{path}: expected a {FORMAT}, found another kind of file; give one that gsopt wrote"

@@ -32,7 +32,7 @@ FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the
 
 @dataclass
 class GroupOptions:
-    """What may be changed of one parameter group; what is not given keeps the original 3DGS's value."""
+    """What may be changed of a parameter group; else it has the original 3DGS's values and --fit-rates."""
 
     lr: float | None = None
     """Learning rate; that of xyz in units of the scene's extent, as its default 1.6e-4."""
@@ -125,9 +125,21 @@ class TrainConfig:
     quiet: bool = False
     """No progress line."""
 
+    def __post_init__(self) -> None:
+        for name in ("scene", "output", "resume", "init"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else Path(value))
+        for name in ("freeze", "exclude", "test_iterations", "save_iterations"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else tuple(value))
+
     @classmethod
     def of_run(cls, path: Path) -> "TrainConfig":
-        """The settings a run was started with, set to resume it. Raises InputError where there is no run."""
+        """The settings a run was started with, set to resume it; change them with `dataclasses.replace`.
+
+        Raises InputError where there is no run.
+        """
+        path = Path(path)
         run = RunFolder.open(path)
         return dataclasses.replace(
             from_json(cls, read_json(run.config), str(run.config)), resume=path, output=path
@@ -149,6 +161,17 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
+        if self.seed > LARGEST_SEED:
+            raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
+        for name in ("test_iterations", "save_iterations"):
+            for value in getattr(self, name) or ():
+                if value < 1:
+                    raise InputError(f"{_flag(name)} {value}: expected 1 or more")
+        for setting in dataclasses.fields(self.densify):
+            value = getattr(self.densify, setting.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                flag = _flag(f"densify.{setting.name}")
+                raise InputError(f"{flag} {value}: expected a number; --strategy none switches it all off")
         if self.sh_degree > 3:
             raise InputError(f"--sh-degree {self.sh_degree}: expected 0, 1, 2 or 3")
         if not 0 <= self.ssim_weight <= 1:
@@ -161,9 +184,9 @@ class TrainConfig:
         for name in ("freeze", "exclude"):
             for attribute in getattr(self, name):
                 _check_attribute(_flag(name), attribute)
-        if {attribute_name(text) for text in self.exclude} >= set(ATTRIBUTES):
+        if {attribute_name(text) for text in (*self.freeze, *self.exclude)} >= set(ATTRIBUTES):
             raise InputError(
-                "--exclude: every attribute is left out, so there is nothing to train; leave one in"
+                "--freeze, --exclude: that is every attribute, so there is nothing to train; leave one out"
             )
 
     def resolved(self, device_type: str) -> "TrainConfig":
@@ -276,6 +299,8 @@ def fitted_rate(attribute: str, iterations: int) -> float:
     return min(limit, max(1.0, (FIRST_LOOK / iterations) ** power))
 
 
+LARGEST_SEED = 2**63 - 2  # torch takes 64 bits with a sign, and a run uses the next one, too
+
 AT_LEAST = {
     "iterations": 1,
     "schedule_iterations": 1,
@@ -291,7 +316,6 @@ AT_LEAST = {
 }
 
 FIXED = {  # what cannot change in a run, and why
-    "scene": "a model belongs to its scene",
     "init": "it has started already",
     "images": "the order of its views depends on them",
     "test-every": "its test views must stay unseen",

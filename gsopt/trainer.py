@@ -30,9 +30,14 @@ from gsopt.metrics import psnr
 from gsopt.model import GaussianModel
 from gsopt.monitor import LOSSES_EVERY, PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state
-from gsopt.rundir import write_json
+from gsopt.rundir import read_json, write_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.strategy import Refinement, Strategy
+
+SAVED = (  # in every checkpoint
+    *("step", "first_sh_degree", "model", "optimizer", "strategy", "strategy_kind"),
+    *("order", "generator", "seconds", "config"),
+)
 
 
 @dataclass
@@ -77,14 +82,17 @@ class Trainer:
         use_kernel_threads(self.threads, self.device, config.backend)
         self.clock = Stopwatch(self.device)
         self.run = config.run_folder()
+        saved = self._saved_state()
         with self.clock("load"):
-            self.scene = scene if scene is not None else config.load_scene()
-            self.model = (model if model is not None else config.first_model(self.scene)).to(self.device)
+            if scene is None:  # a resumed run has no more use for the points it began with
+                scene = (dataclasses.replace(config, init=None) if saved else config).load_scene()
+            if model is None:
+                model = GaussianModel() if saved else config.first_model(scene)
+            self.scene, self.model = scene, model.to(self.device)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
         self.specs = config.specs(self.scene.extent)
         strategy = strategy if strategy is not None else config.make_strategy(self.scene.extent)
         self.strategy = strategy.resolve(config.schedule_iterations)
-        self.strategy.check(self.model)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
         self.step = 0
         self.order = ViewOrder(len(self.scene.train), config.seed)
@@ -92,10 +100,11 @@ class Trainer:
         self.monitor = Monitor(None)
         self._reported = (0, 0.0)  # step and training seconds at the last report
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
-        if config.resume:
-            self._resume()
+        if saved:
+            self._resume(saved)
         else:
             self._build_optimizer()
+        self.strategy.check(self.model)
 
     # ------------------------------------------------------------------------------------------ the method
 
@@ -180,7 +189,8 @@ class Trainer:
         return metrics
 
     def save(self) -> None:
-        """A PLY and a checkpoint of now."""
+        """A PLY and a checkpoint of now. Raises InputError where the model has diverged."""
+        self._require_finite()
         self._save_ply()
         self._save_checkpoint()
 
@@ -202,25 +212,52 @@ class Trainer:
         photo = view.rgb(background.cpu()) if view.image.shape[-1] == 4 else view.image
         return photo.to(self.device)
 
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint; a run that has none starts at 0."""
-        self.config.check_resume(TrainConfig.of_run(self.run.path))
+    def _saved_state(self) -> dict | None:
+        """What the newest checkpoint of the run to resume holds; None for a new run and one that has none."""
+        config = self.config
+        if not config.resume:
+            return None
+        config.check_resume(TrainConfig.of_run(self.run.path))
         path = checkpoint.latest(self.run.checkpoints)
         if path is None:
-            self._build_optimizer()
-            return
+            return None
         state = checkpoint.load(path)
+        if missing := sorted(set(SAVED) - set(state)):
+            raise InputError(f"{path}: no {', '.join(missing)} in it; delete it, and --resume starts earlier")
+        if state["step"] > config.iterations:
+            raise InputError(
+                f"--iterations {config.iterations}: the run has done {state['step']} already; give more"
+            )
+        return state
+
+    def _resume(self, state: dict) -> None:
+        """Go on from what a checkpoint holds."""
+        self._check_views()
         self.step, self.first_sh_degree = state["step"], state["first_sh_degree"]
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], take_sh_degree=True)
         self._build_optimizer()
         report = load_optimizer_state(self.optimizer, state["optimizer"], strict=False)
         if not report.complete and not self.config.quiet:
-            print(f"optimizer state from {path}:\n{report}")
+            print(f"optimizer state of step {self.step}:\n{report}")
         self.scheduler.load_state_dict({"step": self.step})
-        self.strategy.load_state_dict(state["strategy"])
+        if state["strategy_kind"] == type(self.strategy).__name__:
+            self.strategy.load_state_dict(state["strategy"])
+        elif not self.config.quiet:
+            print(f"strategy  {type(self.strategy).__name__} starts afresh (was {state['strategy_kind']})")
         self.order.load_state_dict(state["order"])
         self.generator.set_state(state["generator"])
         self.clock.seconds = dict(state["seconds"])
+
+    def _check_views(self) -> None:
+        """The scene may have moved since the run began, but it must be the same photos."""
+        views = [view.camera.name for view in (*self.scene.train, *self.scene.test)]
+        known = [camera["img_name"] for camera in read_json(self.run.cameras)]
+        if views != known:
+            odd = sorted(set(views) ^ set(known)) or ["their order"]
+            raise InputError(
+                f"--scene {self.scene.path}: not the {len(known)} views that {self.run.cameras} has: "
+                f"{', '.join(odd[:5])}; resume with the scene and --images of the run"
+            )
 
     # --------------------------------------------------------------------------------------- what is kept
 
@@ -247,12 +284,25 @@ class Trainer:
         if step == config.iterations:
             return  # `_finish` does the rest
         if step % config.checkpoint_every == 0:
+            self._require_finite()
             self._save_checkpoint()
         if step in config.save_iterations:
             self._save_ply()
         if step in config.test_iterations:
+            self._require_finite()
             mean = self.evaluate()["test" if self.scene.test else "train"]
             progress.say(f"iteration {step:,}: PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
+
+    def _require_finite(self) -> None:
+        """Nothing good is overwritten by a model that has diverged: the run ends here."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                newest = checkpoint.latest(self.run.checkpoints)
+                raise InputError(
+                    f"iteration {self.step}: {name} is not finite, the training has diverged; "
+                    f"lower its learning rate (--groups.{name.replace('_', '-')}.lr). "
+                    f"Newest checkpoint: {newest or 'none'}"
+                )
 
     def _report(self, result: StepResult, progress: Progress) -> None:
         """Numbers of this step for TensorBoard and the progress line: what a step itself never waits for."""
@@ -290,6 +340,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "strategy": self.strategy.state_dict(),
+                "strategy_kind": type(self.strategy).__name__,
                 "order": self.order.state_dict(),
                 "generator": self.generator.get_state(),
                 "seconds": dict(self.clock.seconds),

@@ -123,7 +123,7 @@ def spoiled(path: Path, how: str) -> None:
 
 
 SPOILED = {
-    "one bit": "the checksum of .* is wrong; use the checkpoint before it",
+    "one bit": "the checksum of .* is wrong; delete it",
     "truncated": "damaged or no checkpoint",
     "empty": "damaged or no checkpoint",
     "text": "damaged or no checkpoint",
