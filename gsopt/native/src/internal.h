@@ -91,6 +91,6 @@ INLINE int max_int(int a, int b) { return a > b ? a : b; }
 /* bin.c: builds the tile lists of a projected frame. */
 int bin_splats(gsopt_frame *frame, const float *depths);
 
-/* Tiles of row ty that the ellipse of s touches: [*x0, *x1), empty if *x0 >= *x1. Counting and filling must get the same
+/* tiles.c: tiles of row ty that the ellipse of s touches: [*x0, *x1), empty if *x0 >= *x1. Counting and filling must get the same
  * bits, so there is one compiled copy: inlined into both, it might be contracted differently. */
 __attribute__((noinline)) void tile_span(const splat *s, const tile_rect *r, int ty, int *x0, int *x1);
