@@ -1,11 +1,12 @@
 """A run on disk: where each file of it is. The layout is the original 3DGS's, which other tools read.
 
-config.json                                      the settings as given
+config.json                                      the settings, as the numbers used
 cameras.json                                     every camera, for viewers
 events.out.tfevents.*                            TensorBoard
 checkpoints/step_00001000.pt                     all that is needed to continue
 point_cloud/iteration_1000/point_cloud.ply       the model
 metrics.json                                     PSNR, SSIM, L1 at the end
+metrics_1000.json, metrics_changed.json          of an older model, or seen with other settings
 renders/comparison.png                           a few test views: photo | render | error
 renders/KIND/VIEW.png                            what `gsopt evaluate` and `gsopt render` write
 """
@@ -13,6 +14,7 @@ renders/KIND/VIEW.png                            what `gsopt evaluate` and `gsop
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from gsopt.errors import InputError
 class RunFolder:
     """Paths of one run, and small JSON files in and out."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, others: Iterable[Path] = ()) -> None:
+        """`others`: where `claim` goes instead if another run has taken `path` by then."""
         self.path = Path(path)
+        self._others = others
         self.config = self.path / "config.json"
         self.cameras = self.path / "cameras.json"
         self.metrics = self.path / "metrics.json"
@@ -34,36 +38,66 @@ class RunFolder:
 
     @classmethod
     def new(cls, path: Path | None, name: str = "") -> "RunFolder":
-        """A folder for a new run at `path`, by default `output/NAME-DATE`; nothing is made before `make`.
+        """A folder for a new run at `path`, by default `output/NAME-DATE`; nothing is made before `claim`.
 
         Raises InputError where there is something at `path` already: nothing is ever overwritten.
         """
         if path is None:
             stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
             names = itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(2)))
-            path = next(folder for name in names if not (folder := Path("output") / name).exists())
+            folders = (Path("output") / name for name in names)
+            return cls(next(folder for folder in folders if not folder.exists()), folders)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_run = (path / "config.json").is_file()
-            remedy = f", or go on with this run by --resume {path}" if is_run else ""
-            raise InputError(
-                f"--output {path}: there is {'a run' if is_run else 'something'} here already, and it is not "
-                f"overwritten; give another --output{remedy}"
-            )
+            raise cls(path)._taken()
         return cls(path)
 
+    def claim(self) -> "RunFolder":
+        """Make the folder of a new run and return it; of several runs that try at once, one gets it.
+
+        Who creates config.json owns the folder. A run under a default name that comes too late gets the
+        next free one, NAME_2 and so on.
+
+        Raises InputError where the folder cannot be made, or has something in it by now.
+        """
+        for path in itertools.chain([self.path], self._others):
+            run = RunFolder(path)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                if not any(path.iterdir()):
+                    run.config.touch(exist_ok=False)  # fails if it is there, in one step
+                    return run
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise run._not_made(error) from error
+        raise self._taken()
+
     def make(self) -> None:
-        """The folder itself. Raises InputError where it cannot be made."""
+        """The folder itself, which may be there. Raises InputError where it cannot be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output {self.path}: cannot make this folder ({error.strerror})") from error
+            raise self._not_made(error) from error
+
+    def _not_made(self, error: OSError) -> InputError:
+        return InputError(f"--output {self.path}: cannot make this folder ({error.strerror}); give another")
+
+    def _taken(self) -> InputError:
+        is_run = self.config.is_file()
+        remedy = f", or go on with this run by --resume {self.path}" if is_run else ""
+        return InputError(
+            f"--output {self.path}: there is {'a run' if is_run else 'something'} here already, and it is "
+            f"not overwritten; give another --output{remedy}"
+        )
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
         """The folder of an existing run. Raises InputError where there is none."""
         run = cls(path)
         if not run.config.is_file():
-            raise InputError(f"{path}: not the folder of a run (no config.json in it)")
+            if path.name == "config.json" and path.is_file():
+                raise InputError(f"{path}: not the folder of a run but a file in it; give {path.parent}")
+            raise InputError(f"{path}: not the folder of a run (no config.json in it); check the path")
         return run
 
     def ply(self, iteration: int) -> Path:
@@ -92,8 +126,13 @@ class RunFolder:
         return self.ply(iteration), iteration
 
     def picture_of(self, kind: str, view: str) -> Path:
-        """A PNG of one view, named as its photo: renders/KIND/VIEW.png."""
-        return self.renders / kind / Path(view).with_suffix(".png")
+        """A PNG of one view, named as its photo: renders/KIND/a.png for a.png, a.jpg.png for a.jpg.
+
+        It is always inside that folder: of absolute names and such with ".." the rest is used.
+        """
+        name = Path(view)
+        inside = Path(*(part for part in name.parts if part not in (name.anchor, "..")))
+        return self.renders / kind / (inside if inside.suffix == ".png" else f"{inside}.png")
 
 
 def write_json(path: Path, value: Any) -> None:
