@@ -20,9 +20,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Constant:
-    """The same factor at every step."""
+    """The same factor at every step.
+
+    Args:
+        factor: finite, 0 or more.
+
+    Raises:
+        ValueError: `factor` is out of range.
+    """
 
     factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.factor < math.inf, "factor", "a number, 0 or more", self.factor)
 
     def __call__(self, step: int) -> float:
         return self.factor
@@ -40,7 +50,7 @@ class LogLinear:
     et al. 2020), which Plenoxels and 3DGS (Kerbl et al. 2023) took over; 3DGS ships with `delay_steps` 0.
 
     Args:
-        final: factor at and after the end, > 0.
+        final: factor at and after the end, finite, > 0.
         steps: length of the decay in optimizer steps, at least 1.
         delay_steps: length of the slow start in optimizer steps; 0 is none.
         delay_factor: factor at step 0 of a slow start, 0..1.
@@ -55,7 +65,7 @@ class LogLinear:
     delay_factor: float = 0.01
 
     def __post_init__(self) -> None:
-        _require(self.final > 0, "final factor", "more than 0", self.final)
+        _require(0 < self.final < math.inf, "final factor", "a number, more than 0", self.final)
         _require(self.steps >= 1, "steps", "at least 1", self.steps)
         _require(self.delay_steps >= 0, "delay steps", "0 or more", self.delay_steps)
         _require(0 <= self.delay_factor <= 1, "delay factor", "0 to 1", self.delay_factor)
@@ -77,7 +87,7 @@ class Exponential:
     """``gamma ** step``, without end: torch's `ExponentialLR` stepped once an optimizer step.
 
     Args:
-        gamma: factor of one step, > 0.
+        gamma: factor of one step, finite, > 0.
 
     Raises:
         ValueError: `gamma` is out of range.
@@ -86,7 +96,7 @@ class Exponential:
     gamma: float
 
     def __post_init__(self) -> None:
-        _require(self.gamma > 0, "gamma", "more than 0", self.gamma)
+        _require(0 < self.gamma < math.inf, "gamma", "a number, more than 0", self.gamma)
 
     def __call__(self, step: int) -> float:
         return self.gamma**step
@@ -140,9 +150,16 @@ def parse_schedule(text: str, iterations: int) -> Schedule:
         except ValueError:
             raise InputError(f'schedule "{text}": "{word}" is not a number; expected {usage}') from None
     try:
-        return build(args, iterations)
+        schedule = build(args, iterations)
+        schedule(iterations)
     except ValueError as error:
         raise InputError(f'schedule "{text}": {error}; expected {usage}') from None
+    except OverflowError:
+        raise InputError(
+            f'schedule "{text}": grows beyond all numbers in {iterations} iterations; '
+            f'give less than "{words[0]}"'
+        ) from None
+    return schedule
 
 
 def scaled(of_30k: int, at_least: int = 1) -> Any:

@@ -169,7 +169,7 @@ ARGUMENTS = {
     "all views for testing": (
         COLMAP,
         {"test_every": 1},
-        "no view is left to train on, of 6 photos; ... test_every=0",
+        "no view is left to train on, of 6 photos; ... --test-every 0",
     ),
     "init": (COLMAP, {"init": "none.ply"}, "none.ply: no such file"),
 }

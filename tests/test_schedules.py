@@ -50,11 +50,12 @@ def test_exponential_is_exponential_lr():
 
 
 BAD_ARGUMENTS = {
-    "final 0": (lambda: LogLinear(0, 10), "final factor: expected more than 0, found 0"),
+    "final 0": (lambda: LogLinear(0, 10), "final factor: expected a number, more than 0, found 0"),
     "no steps": (lambda: LogLinear(0.1, 0), "steps: expected at least 1, found 0"),
     "delay": (lambda: LogLinear(0.1, 10, -1), "delay steps: expected 0 or more, found -1"),
     "delay factor": (lambda: LogLinear(0.1, 10, 1, 2.0), "delay factor: expected 0 to 1, found 2"),
-    "gamma": (lambda: Exponential(0), "gamma: expected more than 0, found 0"),
+    "gamma": (lambda: Exponential(0), "gamma: expected a number, more than 0, found 0"),
+    "factor": (lambda: Constant(-1), "factor: expected a number, 0 or more, found -1"),
 }
 
 
@@ -88,8 +89,16 @@ BAD_TEXTS = {
     "exp": "expected exp:FINAL_FACTOR.*found 0 arguments",
     "exp:1:2:3:4": "found 4 arguments",
     "exp:fast": '"fast" is not a number; expected exp:FINAL_FACTOR',
-    "exp:-1": "final factor: expected more than 0, found -1",
-    "exp:nan": "final factor: expected more than 0, found nan",
+    "exp:-1": "final factor: expected a number, more than 0, found -1",
+    "exp:0": "final factor: expected a number, more than 0, found 0",
+    "exp:nan": "final factor: expected a number, more than 0, found nan",
+    "exp:inf": "final factor: expected a number, more than 0, found inf",
+    "exp:0.1:inf": "steps: expected a whole number, found inf",
+    "exp:0.1:10:nan": "delay factor: expected 0 to 1, found nan",
+    "constant:nan": "factor: expected a number, 0 or more, found nan",
+    "constant:-5": "factor: expected a number, 0 or more, found -5",
+    "gamma:inf": "gamma: expected a number, more than 0, found inf",
+    "gamma:2": 'grows beyond all numbers in 2000 iterations; give less than "2"',
     "exp:0.1:2.5": "steps: expected a whole number, found 2.5",
     "gamma:": '"" is not a number',
 }

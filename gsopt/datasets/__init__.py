@@ -41,8 +41,8 @@ def load_scene(
         resolution: longest side of the images in pixels, never enlarged; None keeps the photos' size. Smaller
             copies beside the photos (`images_2`, `_4`, `_8`) are read where they are large enough.
         images: name of the folder to read photos from, beside the one that the scene names (not
-        NeRF-synthetic). test_every: each so many-th of the sorted names is a test view, beginning with the
-        first; 0 for none.
+            NeRF-synthetic).
+        test_every: each so many-th of the sorted names is a test view, beginning with the first; 0 for none.
             NeRF-synthetic scenes say it themselves: `transforms_test.json`, else `transforms_val.json`.
         seed: of random points.
         init: PLY file whose points replace those of the scene: a point cloud, or the centres of a splat.
@@ -121,7 +121,10 @@ def _split(source: Path, photos: list[Photo], test_every: int) -> tuple[list[Pho
     photos = sorted(photos, key=lambda photo: photo.name)
     if all(photo.split is None for photo in photos):
         is_test = [test_every > 0 and index % test_every == 0 for index in range(len(photos))]
-        remedy = f"only each {test_every}-th image is for testing: add photos or choose test_every=0"
+        remedy = (
+            f"--test-every {test_every} takes the first of each {test_every} for testing: "
+            "add photos or give --test-every 0"
+        )
     else:
         is_test = [photo.split == "test" for photo in photos]
         remedy = "put the train photos where it names them"

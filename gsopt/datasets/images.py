@@ -157,7 +157,7 @@ def load_view(photo: Photo, *, resolution: int | None = None) -> View:
     ignore that tag. Straight alpha is kept unless all of it is opaque. A photo much larger than needed is
     undistorted at twice its final size, then reduced to it.
 
-    Raises InputError: the file does not decode, or its aspect ratio is not the lens's.
+    Raises InputError: the file cannot be read or does not decode, or its aspect ratio is not the lens's.
     """
     with _open(photo.path) as image:
         turn = _quarter_turn(photo, image)
@@ -220,6 +220,8 @@ def _decode(path: Path, image: "Image") -> "Image":
 
 
 def _undecodable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk")
     reason = " ".join(str(error).split()).replace(str(path), "it").replace(repr(str(path)), "it")
     return InputError(
         f"{path}: does not decode as an image ({reason}); replace it, or take it out of the scene"

@@ -84,14 +84,20 @@ class DefaultStrategy(Strategy):
     def check(self, model: nn.Module) -> None:
         for name in ("refine_every", "reset_every"):
             if getattr(self._resolved(), name) < 1:
-                raise InputError(f"{name}: expected 1 or more steps, found {getattr(self, name)}")
+                raise InputError(
+                    f"{name}: expected 1 or more steps, found {getattr(self, name)}; "
+                    f"raise --densify.{name.replace('_', '-')}"
+                )
         if not 0 < self.prune_opa < 0.5:
-            raise InputError(f"prune_opa: expected an opacity between 0 and 0.5, found {self.prune_opa}")
+            raise InputError(
+                f"prune_opa: expected an opacity between 0 and 0.5, found {self.prune_opa}; "
+                "change --densify.prune-opa"
+            )
         count = model.xyz.shape[0]
         if self.max_gaussians is not None and self.max_gaussians < count:
             raise InputError(
                 f"max_gaussians: expected at least the {count} Gaussians that training starts with, "
-                f"found {self.max_gaussians}; raise it or start with fewer points"
+                f"found {self.max_gaussians}; raise it (--max-gaussians) or start with fewer points"
             )
 
     def needs_grad2d(self, step: int) -> bool:
