@@ -2,7 +2,11 @@
 
 import sys
 
-from gsopt.commands import main
+try:
+    from gsopt.commands import main
+except KeyboardInterrupt:
+    print("gsopt: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gsopt.commands import main
+try:
+    from gsopt.commands import main
+except KeyboardInterrupt:
+    print("gsopt: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main(["render", *sys.argv[1:]]))

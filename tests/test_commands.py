@@ -2,6 +2,8 @@
 
 import json
 import os
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,9 +64,36 @@ def test_train_writes_to_output_by_default(ball, tmp_path, monkeypatch, capsys):
 
 def test_a_finished_run_says_so(run, capsys):
     before = (run / "metrics.json").read_bytes()
-    gsopt("train", "--resume", run)
-    assert "finished" in capsys.readouterr().out
+    for flags in ([], ["--iterations", 20]):
+        gsopt("train", "--resume", run, *flags)
+        assert "finished: 30 iterations" in capsys.readouterr().out
+    for flag, value in (("--scene", run), ("--output", run / "other"), ("--seed", 77)):
+        assert main(["train", "--resume", str(run), flag, str(value)]) == 2
+        assert str(value) in capsys.readouterr().err
     assert (run / "metrics.json").read_bytes() == before
+
+
+def test_evaluating_an_older_model_does_not_unfinish_a_run(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    metrics = json.loads((copy / "metrics.json").read_text()) | {"iterations": 7}
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    gsopt("train", "--resume", copy)
+    assert "finished: 30 iterations" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        (["--max-gaussians", "90"], "--max-gaussians"),
+        (["--densify.absgrad", "--densify.refine-every", "9"], "--densify.refine-every, --densify.absgrad"),
+        ([], None),
+    ],
+)
+def test_settings_without_effect(run, capsys, flags, idle):
+    gsopt("train", "--resume", run, *flags)
+    err = capsys.readouterr().err
+    assert err == (f"gsopt: warning: {idle}: without effect, because of --strategy none\n" if idle else "")
 
 
 def test_a_finished_run_goes_on_for_longer(ball, tmp_path, capsys):
@@ -91,6 +120,35 @@ def test_evaluate_finds_what_train_found(run, capsys):
     with Image.open(run / "renders" / "comparison" / "test" / "r_0.png") as picture:
         assert picture.size == (3 * 24 + 2 * 4, 24)  # photo | render | error
     assert "PSNR" in capsys.readouterr().out
+
+
+def test_another_measurement_leaves_that_of_the_run(ball, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--save-iterations", 2, "--strategy", "none")
+    gsopt("train", "--scene", ball, "--output", run, "--iterations", 5, *QUICK, *flags)
+    before = json.loads((run / "metrics.json").read_text())
+    gsopt("evaluate", run, "--iteration", 2)
+    gsopt("evaluate", run, "--resolution", 12)
+    assert json.loads((run / "metrics.json").read_text()) == before
+    assert json.loads((run / "metrics_2.json").read_text())["iterations"] == 2
+    assert json.loads((run / "metrics_changed.json").read_text())["changed"] == {"resolution": 12}
+    assert (run / "renders" / "comparison_2" / "test" / "r_0.png").is_file()
+    assert not (run / "renders" / "comparison").exists()
+    gsopt("evaluate", run, "--iteration", 5, "--resolution", 640, "--scene", ball)  # all as it was
+    after = json.loads((run / "metrics.json").read_text())
+    assert after.keys() == before.keys()  # also peak_memory_bytes, which only training knows
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("content", ['{"views": ', "[]", '{"seconds": 5}'])
+def test_evaluate_replaces_damaged_metrics(run, tmp_path, capsys, content):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "metrics.json").write_text(content)
+    gsopt("evaluate", copy)
+    err = capsys.readouterr().err
+    assert err.startswith("gsopt: warning: ")
+    assert "metrics.json" in err
+    assert json.loads((copy / "metrics.json").read_text())["iterations"] == 30
 
 
 def test_render_writes_the_test_views(run):
@@ -149,6 +207,22 @@ def test_the_script_is_the_command(name, tmp_path):
     assert done.stderr.startswith("gsopt: error: ")
     assert "--nonsense" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", [*(f"scripts/{name}.py" for name in COMMANDS), "gsopt/__main__.py"])
+def test_ctrl_c_while_it_is_loaded(file, monkeypatch, capsys):
+    class Stop:
+        def find_spec(self, name, *_):
+            if name == "gsopt.commands":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "gsopt.commands")
+    monkeypatch.setattr(sys, "meta_path", [Stop(), *sys.meta_path])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / file), run_name="__main__")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "gsopt: interrupted\n"
 
 
 def test_ctrl_c_in_a_terminal(ball, tmp_path):

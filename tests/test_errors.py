@@ -3,6 +3,7 @@
 No traceback. Each case runs the real command in this process.
 """
 
+import errno
 import json
 
 import numpy as np
@@ -58,6 +59,10 @@ def truncated_photo(folder):
     return scene
 
 
+def one_photo(folder):
+    return scenes.write_colmap(folder, views=1)
+
+
 def not_json(folder):
     scene = scenes.write_transforms(folder)
     (scene / "transforms.json").write_text("{frames: oops")
@@ -81,7 +86,8 @@ SCENES = [  # how it is made, what the line must name
     (zero_points, ("points3D", "--init")),
     (nan_points, ("points3d.ply",)),
     (truncated_images, ("images.bin", "truncated")),
-    (truncated_photo, ("0001.png",)),
+    (truncated_photo, ("0001.png", "does not decode")),
+    (one_photo, ("1 photos", "--test-every 8", "--test-every 0")),
     (not_json, ("transforms.json", "not JSON")),
     (no_matrices, ("transforms.json", "frames[0]", "transform_matrix")),
 ]
@@ -137,7 +143,10 @@ FLAGS = [  # flags, what the line must name
     (["--init", "nowhere.ply"], ("nowhere.ply",)),
     (["--resume", "nowhere"], ("nowhere", "config.json")),
     (["--background", "blue"], ("--background", "blue", "white")),
-    (["--densify.refine-every", "0"], ("refine_every", "1 or more")),
+    (["--densify.refine-every", "0"], ("--densify.refine-every", "1 or more")),
+    (["--densify.prune-opa", "0.5"], ("--densify.prune-opa",)),
+    (["--max-gaussians", "1"], ("--max-gaussians", "found 1")),
+    (["--groups.opacity.schedule", "constant:nan"], ("constant:nan", "found nan")),
 ]
 
 
@@ -152,6 +161,38 @@ def test_flag(scene, tmp_path, capsys, flags, named):
 
 def test_no_scene_at_all(capsys):
     assert "--scene" in one_line(capsys, ["train"])
+
+
+def test_a_photo_that_may_not_be_read(scene, tmp_path, capsys, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    line = one_line(capsys, ["train", "--scene", scene, "--output", tmp_path / "run", "--quiet"])
+    assert "r_0.png: cannot be read (Permission denied)" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/model.ply"), ("a/model.ply: No space left",)),
+        (OSError("broken"), ("broken",)),
+        (MemoryError(), ("out of memory", "--resolution")),
+    ],
+)
+def test_the_machine_refuses(scene, tmp_path, capsys, monkeypatch, error, named):
+    def refuse(_):
+        raise error
+
+    monkeypatch.setattr("gsopt.commands.train.main", refuse)
+    line = one_line(capsys, ["train"])
+    for word in named:
+        assert word in line
+
+
+def test_resume_a_file_of_a_run(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert f"give {tmp_path}" in one_line(capsys, ["train", "--resume", tmp_path / "config.json"])
 
 
 def test_unknown_command(capsys):
@@ -207,7 +248,12 @@ def test_ply(scene, tmp_path, capsys, command, content, named):
 
 
 def test_evaluate_needs_a_run_or_a_scene(tmp_path, capsys):
+    (tmp_path / "a.ply").touch()
     assert "--scene" in one_line(capsys, ["evaluate", tmp_path / "a.ply"])
+    assert "no such run or file" in one_line(capsys, ["evaluate", tmp_path / "nowhere"])
+    assert "--iteration 5" in one_line(
+        capsys, ["evaluate", tmp_path / "a.ply", "--scene", tmp_path, "--iteration", 5]
+    )
     assert "config.json" in one_line(capsys, ["render", tmp_path])
 
 

@@ -1,6 +1,7 @@
 """The command line: `gsopt train ...` and so on. One file per command, loaded when it is asked for.
 
-Exit codes: 0 done, 2 bad input (one line on stderr, no traceback), 130 interrupted.
+Exit codes: 0 done, 2 bad input or a file or memory that cannot be had (one line on stderr, no
+traceback), 130 interrupted.
 """
 
 import importlib
@@ -32,6 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(f"gsopt.commands.{name}").main(argv[1:])
     except InputError as error:
         print(f"gsopt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"gsopt: error: {reason}; check the path, its permissions and the free space", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("gsopt: error: out of memory; lower --resolution or the number of Gaussians", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"gsopt: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from gsopt.errors import InputError
 from gsopt.model import GaussianModel
 from gsopt.rundir import RunFolder
 from gsopt.runtime import use_kernel_threads
+from gsopt.settings import to_json
 
 
 @dataclass
@@ -53,17 +54,28 @@ class Source:
     background: Tensor  # [3], on the model's device
     folder: RunFolder  # where results go
     iterations: int | None  # of training; None for a PLY
+    changed: dict[str, Any]  # settings of what is seen that are not the run's, where results go to its folder
+    is_newest: bool = True  # False for an older model of a run, where results go to its folder
 
 
 def load_source(path: Path, options: SourceOptions) -> Source:
     """The model at `path`, a run or a PLY, and its scene. Raises InputError where there is neither."""
     given = {f.name: getattr(options, f.name) for f in fields(options) if f.name in SHARED}
     given = {name: value for name, value in given.items() if value is not None}
+    changed, is_newest = {}, True
     if path.is_dir():
         run = RunFolder.open(path)
         ply, iterations = run.saved_ply(options.iteration)
-        config = replace(TrainConfig.of_run(path), **given)
+        trained = TrainConfig.of_run(path)
+        config = replace(trained, **given)
         folder = run if options.output is None else RunFolder.new(options.output)
+        if options.output is None:
+            changed = {name: to_json(given[name]) for name in SEEN if _differ(config, trained, name)}
+            is_newest = iterations == run.saved_ply()[1]
+    elif not path.exists():
+        raise InputError(f"{path}: no such run or file; give a run's folder, or a PLY with --scene DIR")
+    elif options.iteration is not None:
+        raise InputError(f"--iteration {options.iteration}: is of a run, {path} is none; leave it away")
     else:
         if options.scene is None:
             raise InputError(f"{path}: a PLY needs the scene it shows; give --scene DIR")
@@ -76,7 +88,14 @@ def load_source(path: Path, options: SourceOptions) -> Source:
     model = GaussianModel.load_ply(ply, device=device)
     scene = config.load_scene()
     use_kernel_threads(config.threads or cpu_count(), device, config.backend)
-    return Source(model, scene, config, config.plain_background(scene).to(device), folder, iterations)
+    background = config.plain_background(scene).to(device)
+    return Source(model, scene, config, background, folder, iterations, changed, is_newest)
 
 
+def _differ(config: TrainConfig, trained: TrainConfig, name: str) -> bool:
+    now, then = getattr(config, name), getattr(trained, name)
+    return (now.absolute() != then.absolute()) if now and then and name == "scene" else now != then
+
+
+SEEN = ("scene", "resolution", "images", "test_every", "background", "antialiased")  # what metrics are of
 SHARED = {f.name for f in fields(TrainConfig)} - {"output"}  # options that mean the same in training

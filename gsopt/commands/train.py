@@ -1,5 +1,6 @@
 """`gsopt train`: photos and points in, a trained splat out."""
 
+import warnings
 from collections.abc import Sequence
 
 from gsopt import checkpoint
@@ -17,20 +18,29 @@ ABOUT = "Train a 3D Gaussian splatting scene: --scene DIR, or --resume RUN to go
 def main(argv: Sequence[str]) -> None:
     """Parse, then run."""
     config = parse(TrainConfig, argv, "gsopt train", ABOUT)
+    old = TrainConfig()
     if config.resume:
         old = TrainConfig.of_run(config.resume)
         config = parse(TrainConfig, argv, "gsopt train", ABOUT, default=old)
         for name, before, after in differences(old, config):
             print(f"--{name}: {after} (the run had {before})")
+    warn_of_idle(old, config)
     run(config)
+
+
+def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
+    """Warn of settings of densification, other than those of `old`, where there is none."""
+    flags = [f"--{name}" for name, *_ in differences(old, config)]
+    idle = [flag for flag in flags if flag == "--max-gaussians" or flag.startswith("--densify.")]
+    if config.strategy == "none" and idle:
+        warnings.warn(f"{', '.join(idle)}: without effect, because of --strategy none", stacklevel=2)
 
 
 def run(config: TrainConfig) -> Metrics:
     """One run from start, or its checkpoint, to end; what is in its metrics.json."""
-    if config.resume and is_finished(config):
+    if config.resume and (done := finished(config)):
         print(
-            f"{config.resume} is finished: {config.iterations:,} iterations are done; "
-            "give a larger --iterations to go on"
+            f"{config.resume} is finished: {done:,} iterations are done; give a larger --iterations to go on"
         )
         return read_json(RunFolder(config.resume).metrics)
     trainer = Trainer(config)
@@ -40,13 +50,21 @@ def run(config: TrainConfig) -> Metrics:
     return metrics
 
 
-def is_finished(config: TrainConfig) -> bool:
-    """Whether the run to resume has done all that `config` asks for."""
+def finished(config: TrainConfig) -> int:
+    """The iterations done by the run to resume, if they are all that `config` asks for; else 0.
+
+    Raises InputError for settings with which the run could not go on. Whether another --scene is the run's
+    own at a new place only its photos tell: that is left to the trainer.
+    """
+    old = TrainConfig.of_run(config.resume)
+    config.check()
+    config.resolved("cpu").check_resume(old)
     folder = RunFolder.open(config.resume)
     newest = checkpoint.latest(folder.checkpoints)
-    if newest is None or not folder.metrics.is_file():
-        return False
-    return read_json(folder.metrics)["iterations"] >= config.iterations
+    if newest is None or not folder.metrics.is_file() or config.scene.absolute() != old.scene:
+        return 0
+    step = checkpoint.step_of(newest)
+    return step if step >= config.iterations else 0
 
 
 def opening(trainer: Trainer) -> list[str]:
