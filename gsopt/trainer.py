@@ -263,7 +263,10 @@ class Trainer:
 
     def _begin(self) -> None:
         """The run's folder and its first files."""
-        self.run.make()
+        if self.config.resume:
+            self.run.make()
+        else:
+            self.run = self.run.claim()
         config = dataclasses.replace(self.config, resume=None, output=self.run.path)
         write_json(self.run.config, config.to_json())
         views = [*self.scene.train, *self.scene.test]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import TrainConfig
+from gsopt.config import FITTED_RATES, TrainConfig, fitted_rate
 from gsopt.device import describe
 from gsopt.evaluation import Metrics
 from gsopt.rundir import RunFolder, read_json
@@ -77,8 +77,22 @@ def opening(trainer: Trainer) -> list[str]:
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
+        *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         f"run       {trainer.run.path}",
     ]
+
+
+def raised_rates(config: TrainConfig) -> str:
+    """Which learning rates are raised over the original's to fit a short run, and how far."""
+    if not config.fit_rates:
+        return ""
+    length = config.schedule_iterations or config.iterations
+    factors = {name: fitted_rate(name, length) for name in FITTED_RATES}
+    return ", ".join(
+        f"{name} x{factor:.2f}"
+        for name, factor in factors.items()
+        if factor > 1 and getattr(config.groups, name).lr is None
+    )
 
 
 def summary(trainer: Trainer, metrics: Metrics) -> list[str]:
