@@ -229,9 +229,8 @@ class Rasterize(torch.autograd.Function):
             outputs = (None if backgrounds is None else backgrounds[c], images[c], alphas[c])
             check(library().gsopt_rasterize(frame.handle, channels, *map(pointer, outputs)))
         ctx.call, ctx.frames, ctx.watch, ctx.channels = call, frames, watch, channels
-        ctx.colors_change = (
-            colors_change  # the frames may hold other channels by the time of the backward pass
-        )
+        # With several parts, the frames may hold another part's colours by the time of the backward pass.
+        ctx.colors_change = colors_change
         ctx.save_for_backward(backgrounds, values if colors_change else None, alphas)
         ctx.set_materialize_grads(False)
         return images, alphas

@@ -96,20 +96,16 @@ INLINE uint32_t vm_bits(vm m) {
 }
 #endif
 #if defined(PARTS)
-INLINE vf vf_min(vf a, vf b) {
-    part x[PARTS], y[PARTS];
-    memcpy(x, &a, sizeof x), memcpy(y, &b, sizeof y);
-    for (int i = 0; i < PARTS; i++) x[i] = PART_MIN(x[i], y[i]);
-    memcpy(&a, x, sizeof x);
-    return a;
-}
-INLINE vf vf_max(vf a, vf b) {
-    part x[PARTS], y[PARTS];
-    memcpy(x, &a, sizeof x), memcpy(y, &b, sizeof y);
-    for (int i = 0; i < PARTS; i++) x[i] = PART_MAX(x[i], y[i]);
-    memcpy(&a, x, sizeof x);
-    return a;
-}
+#define BY_PARTS(name, operation)                                                                                    \
+    INLINE vf name(vf a, vf b) {                                                                                     \
+        part x[PARTS], y[PARTS];                                                                                     \
+        memcpy(x, &a, sizeof x), memcpy(y, &b, sizeof y);                                                            \
+        for (int i = 0; i < PARTS; i++) x[i] = operation(x[i], y[i]);                                                \
+        memcpy(&a, x, sizeof x);                                                                                     \
+        return a;                                                                                                    \
+    }
+BY_PARTS(vf_min, PART_MIN)
+BY_PARTS(vf_max, PART_MAX)
 #else
 INLINE vf vf_min(vf a, vf b) { return vf_sel(vf_lt(a, b), a, b); }
 INLINE vf vf_max(vf a, vf b) { return vf_sel(vf_lt(b, a), a, b); }
