@@ -36,9 +36,13 @@ _SIGNATURES = {
     "gsopt_cpu_runs": (_INT, [ctypes.c_char_p]),
     "gsopt_set_threads": (None, [_INT]),
     "gsopt_get_threads": (_INT, []),
+    "gsopt_stages": (_INT, []),
+    "gsopt_stage_name": (ctypes.c_char_p, [_INT]),
+    "gsopt_stage_seconds": (None, [_POINTER]),
     "gsopt_frame_new": (_POINTER, []),
     "gsopt_frame_free": (None, [_POINTER]),
     "gsopt_frame_bytes": (_LONG, [_POINTER]),
+    "gsopt_frame_work": (None, [_POINTER, _POINTER]),
     "gsopt_project": (_INT, [_POINTER, ctypes.POINTER(Camera), _LONG, *[_POINTER] * 9]),
     "gsopt_project_backward": (_INT, [ctypes.POINTER(Camera), _LONG, *[_POINTER] * 14]),
     "gsopt_sh": (_INT, [_LONG, _INT, _INT, *[_POINTER] * 6]),
@@ -120,6 +124,14 @@ def get_num_threads() -> int:
     return library().gsopt_get_threads()
 
 
+def stage_seconds() -> dict[str, float]:
+    """Seconds spent in each stage of the kernel since it was loaded, by name, in the order of a step."""
+    kernel = library()
+    seconds = (ctypes.c_double * kernel.gsopt_stages())()
+    kernel.gsopt_stage_seconds(seconds)
+    return {kernel.gsopt_stage_name(i).decode(): value for i, value in enumerate(seconds)}
+
+
 def pointer(tensor: Tensor | None) -> int | None:
     """Address of a tensor's data; it must be in the CPU's memory, contiguous, and outlive the call."""
     if tensor is None:
@@ -165,6 +177,13 @@ class Frame:
             self._idle.append(self.handle)
         else:
             library().gsopt_frame_free(self.handle)
+
+    @property
+    def work(self) -> dict[str, int]:
+        """Size of the last rendering: what counts for its time."""
+        counts = (_LONG * 4)()
+        library().gsopt_frame_work(self.handle, counts)
+        return dict(zip(("visible", "pairs", "forward_blocks", "backward_blocks"), counts, strict=True))
 
     @property
     def nbytes(self) -> int:

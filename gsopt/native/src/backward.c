@@ -116,6 +116,7 @@ INLINE void backward_entries(const backward_job *job, int64_t tile, int channels
         for (int k = 0; k < LANES; k++) last[b] = max_int(last[b], p.stop[b][k]);
     }
     vi lasts = vi_load(last);
+    int work = 0;
     int total = (int)(offsets[tile + 1] - offsets[tile]), end = ((const int32_t *)f->tile_ends.data)[tile];
     for (int i = total - 1; i >= end; i--) touched[entries[i].pair] = 0;
     for (int i = end - 1; i >= 0; i--) {
@@ -123,6 +124,7 @@ INLINE void backward_entries(const backward_job *job, int64_t tile, int channels
         uint32_t blocks = masks[i] & vm_bits(vi_gt(lasts, vi_set(i)));
         touched[entries[i].pair] = blocks != 0;
         if (!blocks) continue;
+        work += __builtin_popcount(blocks);
         float s[S_FLOATS];
         localize(s, &splats[entries[i].id], tile_x, tile_y);
         const float *color = capacity > 4 ? wide + (int64_t)entries[i].id * channels : s + S_COLOR;
@@ -135,6 +137,7 @@ INLINE void backward_entries(const backward_job *job, int64_t tile, int channels
         if (want & (WANT_GEOMETRY | WANT_ABSOLUTE)) write_sums(record + 4, sums + 4);
         for (int k = SUMS; k < SUMS + padded(channels); k += 4) write_sums(record + k, sums + k);
     }
+    ((int32_t(*)[2])f->tile_work.data)[tile][1] = work;
 }
 
 /* One copy for each set of wanted gradients, so that what is not asked for costs nothing. */
@@ -218,7 +221,10 @@ int gsopt_rasterize_backward(gsopt_frame *f, int channels, const float *backgrou
                (v_absolute ? WANT_ABSOLUTE : 0);
     backward_job job = {f,         channels,   want,    background, v_image,    v_alpha,
                         v_means2d, v_absolute, v_cov2d, v_colors,   v_opacities};
+    stage_clock clock = stage_begin();
     parallel_for((int64_t)f->tiles_x * f->tiles_y, tile_task(channels, want), &job);
+    stage_end(&clock, STAGE_BACKWARD);
     parallel_for(div_up(f->n, CHUNK), reduce_chunk, &job);
+    stage_end(&clock, STAGE_REDUCE);
     return 0;
 }

@@ -163,12 +163,17 @@ int bin_splats(gsopt_frame *f, const float *depths) {
             return GSOPT_NO_MEMORY;
     if (buffer_reserve(&f->sort_counts, (size_t)job.parts * DIGITS * 4) ||
         buffer_reserve(&f->tile_offsets, (tiles + 1) * 4) || buffer_reserve(&f->tile_ends, tiles * 4) ||
+        buffer_reserve(&f->tile_work, tiles * 8) ||
         buffer_reserve(&f->entries, f->pairs * sizeof(tile_entry)))
         return GSOPT_NO_MEMORY;
+    memset(f->tile_work.data, 0, tiles * 8);
+    stage_clock clock = stage_begin();
     parallel_for(chunks, compact_chunk, &job);
     sort_by_depth(&job);
+    stage_end(&clock, STAGE_SORT);
     offset_tiles(f);
     cut_bands(&job);
     parallel_for(job.parts, fill_band, &job);
+    stage_end(&clock, STAGE_BIN);
     return 0;
 }

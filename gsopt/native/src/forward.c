@@ -176,7 +176,7 @@ static void forward_tile(void *context, int64_t tile, int thread) {
     const uint32_t *offsets = f->tile_offsets.data;
     const tile_entry *entries = (const tile_entry *)f->entries.data + offsets[tile];
     uint16_t *masks = (uint16_t *)f->masks.data + offsets[tile];
-    int total = (int)(offsets[tile + 1] - offsets[tile]), done = 0;
+    int total = (int)(offsets[tile + 1] - offsets[tile]), done = 0, work = 0;
     batch b;
     block_state states[BLOCKS];
     vf colors[BLOCKS * MAX_CHANNELS];
@@ -189,11 +189,13 @@ static void forward_tile(void *context, int64_t tile, int thread) {
         list_blocks(&b, count, live, masks + done);
         for (int block = 0; block < BLOCKS; block++) {
             if (!(live >> block & 1)) continue;
+            work += b.counts[block];
             composite(&states[block], colors + block * padded(job->channels), &b, block, job->channels, done);
             if (!vm_bits(states[block].live)) live &= ~(1u << block);
         }
     }
     ((int32_t *)f->tile_ends.data)[tile] = done;
+    ((int32_t(*)[2])f->tile_work.data)[tile][0] = work;
     end_tile(job, states, colors, tile_x, tile_y, inside);
 }
 
@@ -231,6 +233,8 @@ int gsopt_rasterize(gsopt_frame *f, int channels, const float *background, float
         buffer_reserve(&f->stops, pixels * 4))
         return GSOPT_NO_MEMORY;
     forward_job job = {f, channels, background, image, alpha};
+    stage_clock clock = stage_begin();
     parallel_for(tiles, forward_tile, &job);
+    stage_end(&clock, STAGE_FORWARD);
     return 0;
 }

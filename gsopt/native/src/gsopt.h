@@ -30,9 +30,17 @@ EXPORT int gsopt_cpu_runs(const char *isa); /* 1 if this processor runs that var
 EXPORT void gsopt_set_threads(int threads);
 EXPORT int gsopt_get_threads(void);
 
+/* stages.c: seconds spent in each stage since the library was loaded */
+EXPORT int gsopt_stages(void);
+EXPORT const char *gsopt_stage_name(int which);
+EXPORT void gsopt_stage_seconds(double *seconds);
+
 EXPORT gsopt_frame *gsopt_frame_new(void);
 EXPORT void gsopt_frame_free(gsopt_frame *frame);
 EXPORT int64_t gsopt_frame_bytes(const gsopt_frame *frame);
+/* What the last passes over the frame had to do: Gaussians on the image, (Gaussian, tile) pairs, 4x4 blocks of pixels that
+ * forward and that backward evaluated a Gaussian in. */
+EXPORT void gsopt_frame_work(const gsopt_frame *frame, int64_t work[4]);
 
 /* project.c: EWA projection. radii [N,2] int32, 0 where culled; means2d [N,2]; cov2d [N,3] (xx, xy, yy with eps2d
  * added); depths [N]; compensated [N] opacities, written when antialiased. Culled rows are written as zeros. */

@@ -60,6 +60,7 @@ struct gsopt_frame {
     buffer keys[2], ids[2], sort_counts;     /* visible Gaussians in order of depth after bin.c: uint32 */
     /* per tile */
     buffer thread_counts, tile_offsets, tile_ends; /* uint32; uint32 [tiles + 1]; int32: entries forward looked at */
+    buffer tile_work;                              /* int32 [2]: blocks that forward and backward evaluated */
     /* per (Gaussian, tile) */
     buffer entries, masks, records, touched; /* tile_entry, uint16: blocks hit, float [SUMS + channels], uint8 */
     /* per pixel, tile by tile and block by block */
@@ -80,6 +81,17 @@ void pool_lock(void);
 void pool_unlock(void);
 int pool_threads(void);
 int cpu_cores(void); /* that this process may use */
+
+/* stages.c: wall time by stage. */
+typedef enum {
+    STAGE_PROJECT, STAGE_SORT, STAGE_BIN, STAGE_SH, STAGE_FORWARD, STAGE_LOSS, STAGE_BACKWARD, STAGE_REDUCE,
+    STAGE_PROJECT_BACKWARD, STAGE_SH_BACKWARD, STAGE_OPTIMIZER, STAGES
+} stage;
+typedef struct {
+    double since;
+} stage_clock;
+stage_clock stage_begin(void);
+void stage_end(stage_clock *clock, stage which); /* the clock goes on with the next stage */
 
 /* Channels padded to whole groups of four. */
 INLINE int padded(int channels) { return (channels + 3) & ~3; }

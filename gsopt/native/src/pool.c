@@ -212,7 +212,7 @@ gsopt_frame *gsopt_frame_new(void) { return calloc(1, sizeof(gsopt_frame)); }
                          &(frame)->ids[1],    &(frame)->sort_counts, &(frame)->thread_counts, &(frame)->tile_offsets, \
                          &(frame)->tile_ends, &(frame)->entries,    &(frame)->masks,         &(frame)->records,       \
                          &(frame)->touched,   &(frame)->transmittance, &(frame)->stops,      &(frame)->loss_rows,     \
-                         &(frame)->loss_scratch, &(frame)->loss_maps, &(frame)->wide_colors};                        \
+                         &(frame)->loss_scratch, &(frame)->loss_maps, &(frame)->wide_colors, &(frame)->tile_work};                        \
         for (size_t i_ = 0; i_ < sizeof all / sizeof *all; i_++) do_with(all[i_]);                                   \
     } while (0)
 
@@ -220,6 +220,12 @@ void gsopt_frame_free(gsopt_frame *frame) {
     if (!frame) return;
     EACH_BUFFER(frame, buffer_release);
     free(frame);
+}
+
+void gsopt_frame_work(const gsopt_frame *frame, int64_t work[4]) {
+    work[0] = frame->visible, work[1] = frame->pairs, work[2] = work[3] = 0;
+    const int32_t(*tiles)[2] = frame->tile_work.data;
+    for (int i = 0; i < frame->tiles_x * frame->tiles_y && tiles; i++) work[2] += tiles[i][0], work[3] += tiles[i][1];
 }
 
 int64_t gsopt_frame_bytes(const gsopt_frame *frame) {

@@ -133,8 +133,10 @@ static int project_locked(gsopt_frame *f, const gsopt_camera *cam, int64_t n, co
         buffer_reserve(&f->chunk_pairs, chunks * 8) || buffer_reserve(&f->thread_counts, count_bytes))
         return GSOPT_NO_MEMORY;
     memset(f->thread_counts.data, 0, count_bytes);
+    stage_clock clock = stage_begin();
     project_job job = {f, cam, n, means, quats, scales, opacities, radii, means2d, cov2d, depths, compensated};
     parallel_for((int64_t)chunks, project_chunk, &job);
+    stage_end(&clock, STAGE_PROJECT);
     return bin_splats(f, depths);
 }
 

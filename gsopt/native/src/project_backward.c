@@ -157,7 +157,9 @@ int gsopt_project_backward(const gsopt_camera *cam, int64_t n, const float *mean
     if (v_viewmat && buffer_reserve(&sums, chunks * sizeof(float[12]))) return GSOPT_NO_MEMORY;
     job_t job = {cam,       n,        means,         quats,   scales,  opacities, radii,       v_means2d,
                  v_cov2d,   v_depths, v_compensated, v_means, v_quats, v_scales,  v_opacities, sums.data};
+    stage_clock clock = stage_begin();
     parallel_for(chunks, backward_chunk, &job);
+    stage_end(&clock, STAGE_PROJECT_BACKWARD);
     if (v_viewmat) {
         double total[12] = {0};
         for (int64_t i = 0; i < chunks; i++)

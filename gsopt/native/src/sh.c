@@ -206,7 +206,9 @@ int gsopt_sh(int64_t n, int degree, int bands, const float *means, const float *
              const float *rest, const int32_t *radii, float *colors) {
     sh_job job = {.n = n, .degree = degree, .bands = bands, .means = means, .center = center, .dc = dc, .rest = rest,
                   .radii = radii, .colors = colors};
+    stage_clock clock = stage_begin();
     parallel_for(div_up(n, CHUNK), forward_chunk, &job);
+    stage_end(&clock, STAGE_SH);
     return 0;
 }
 
@@ -219,7 +221,9 @@ int gsopt_sh_backward(int64_t n, int degree, int bands, const float *means, cons
     sh_job job = {.n = n, .degree = degree, .bands = bands, .means = means, .center = center, .dc = dc, .rest = rest,
                   .radii = radii, .clamped = colors, .v_colors = v_colors, .v_dc = v_dc, .v_rest = v_rest,
                   .v_means = v_means, .center_sums = sums.data};
+    stage_clock clock = stage_begin();
     parallel_for(chunks, backward_chunk, &job);
+    stage_end(&clock, STAGE_SH_BACKWARD);
     if (v_center) {
         double total[3] = {0};
         for (int64_t i = 0; i < chunks; i++)

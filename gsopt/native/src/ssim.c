@@ -195,8 +195,10 @@ static int photometric_locked(gsopt_frame *f, int height, int width, const float
                     .image = image, .target = target, .target8 = target8, .weight = weight, .gradient = gradient,
                     .row_sums = f->loss_rows.data, .scratch = f->loss_scratch.data, .scratch_floats = each};
     for (int m = 0; gradient && m < 3; m++) job.derivatives[m] = (float *)f->loss_maps.data + m * map;
+    stage_clock clock = stage_begin();
     parallel_for(div_up(height, job.band), ssim_band, &job);
     parallel_for(div_up(height, job.band), gradient_band, &job);
+    stage_end(&clock, STAGE_LOSS);
     sums[0] = sums[1] = 0;
     for (int y = 0; y < height; y++) sums[0] += job.row_sums[y][0], sums[1] += job.row_sums[y][1];
     sums[0] /= (double)height * length, sums[1] /= (double)height * length;
