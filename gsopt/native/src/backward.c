@@ -1,7 +1,7 @@
 /* The gradient of compositing (docs/kernel.md has the derivation).
  *
  * A tile goes through its splats back to front; of each it visits the blocks that forward.c noted. The sums over the
- * tile's pixels are one record for each (Gaussian, tile), written in the order of the Gaussians; the second half
+ * tile's pixels are one record for each (Gaussian, tile), those of a Gaussian side by side; the second half
  * adds each Gaussian's records in that order. No atomics, and no sum depends on the number of threads.
  */
 #include "tile.h"
@@ -18,48 +18,57 @@ typedef struct {
     float *v_means2d, *v_absolute, *v_cov2d, *v_colors, *v_opacities;
 } backward_job;
 
+typedef struct { /* one part of a block */
+    vf x, y, T, behind;
+    vi stop;
+} pixel_part;
+
 typedef struct {
-    vf x[BLOCKS], y[BLOCKS], T[BLOCKS], behind[BLOCKS];
-    vi stop[BLOCKS];
-    vf v_image[BLOCKS * MAX_CHANNELS]; /* block by block, channels padded to fours */
+    pixel_part at[BLOCKS][PARTS];
+    vf v_image[BLOCKS * MAX_CHANNELS][PARTS]; /* block by block, channels padded to fours */
 } tile_pixels;
 
 /* behind: what dL/dcolour sees of everything behind the current splat, background and alpha output included. */
-static void begin_tile(tile_pixels *p, const backward_job *job, int64_t tile, int tile_x, int tile_y) {
+static void begin_tile(tile_pixels *pixels, const backward_job *job, int64_t tile, int tile_x, int tile_y) {
     const gsopt_frame *f = job->frame;
     uint32_t inside = blocks_inside(f, tile_x, tile_y);
     const float *T = (const float *)f->transmittance.data + tile * TILE * TILE;
     const int32_t *stops = (const int32_t *)f->stops.data + tile * TILE * TILE;
     for (int block = 0; block < BLOCKS; block++) {
-        p->x[block] = block_x(block), p->y[block] = block_y(block);
-        p->T[block] = vf_load(T + block * LANES), p->stop[block] = vi_load(stops + block * LANES);
-        vf end = vf_set(0), *v_image = p->v_image + block * padded(job->channels);
+        vf end[PARTS] = {{0}}, v_alpha[PARTS] = {{0}};
         for (int c = 0; c < padded(job->channels); c++) {
-            v_image[c] = vf_set(0);
+            vf *v_image = pixels->v_image[block * padded(job->channels) + c];
+            memset(v_image, 0, sizeof(vf) * PARTS);
             if (c >= job->channels || !(inside >> block & 1)) continue;
-            v_image[c] = gather_block(job->v_image, f, job->channels, c, tile_x, tile_y, block);
-            if (job->background) end += v_image[c] * job->background[c];
+            gather_block(v_image, job->v_image, f, job->channels, c, tile_x, tile_y, block);
+            for (int p = 0; job->background && p < PARTS; p++) end[p] += v_image[p] * job->background[c];
         }
-        if (job->v_alpha && inside >> block & 1) end -= gather_block(job->v_alpha, f, 1, 0, tile_x, tile_y, block);
-        p->behind[block] = p->T[block] * end;
+        if (job->v_alpha && inside >> block & 1) gather_block(v_alpha, job->v_alpha, f, 1, 0, tile_x, tile_y, block);
+        for (int p = 0; p < PARTS; p++) {
+            pixel_part *at = &pixels->at[block][p];
+            at->x = block_x(block, p), at->y = block_y(block, p);
+            at->T = vf_load(T + block * 16 + p * LANES), at->stop = vi_load(stops + block * 16 + p * LANES);
+            at->behind = at->T * (end[p] - v_alpha[p]);
+        }
     }
 }
 
-/* One splat in one block. `want` and `channels` are constants where this is inlined. */
-INLINE void backward_block(vf *sums, tile_pixels *p, const float *s, const float *color, int block, int entry,
-                           int channels, int want) {
-    block_alpha a = evaluate(s, p->x[block], p->y[block]);
-    vm take = vm_and(a.hit, vi_gt(p->stop[block], vi_set(entry)));
+/* One splat in one part of a block; v_image: [channels][PARTS] from that part on. `want` and `channels` are constants
+ * where this is inlined. */
+INLINE void backward_part(vf *sums, pixel_part *at, const vf (*v_image)[PARTS], int p, const float *s,
+                          const float *color, int entry, int channels, int want) {
+    block_alpha a = evaluate(s, at->x, at->y);
+    vm take = vm_and(a.hit, vi_gt(at->stop, vi_set(entry)));
     vf alpha = vf_only(take, a.alpha), inverse = vf_reciprocal(1.0f - alpha);
-    vf T = p->T[block] * inverse, w = alpha * T, seen = vf_set(0), *v_image = p->v_image + block * padded(channels);
-    p->T[block] = T;
+    vf T = at->T * inverse, w = alpha * T, seen = vf_set(0);
+    at->T = T;
     for (int c = 0; c < channels; c++) {
-        sums[R_COLOR + c] += w * v_image[c];
-        seen += color[c] * v_image[c];
+        sums[R_COLOR + c] += w * v_image[c][p];
+        seen += color[c] * v_image[c][p];
     }
     if (!want) return;
-    vf v_alpha = T * seen - p->behind[block] * inverse;
-    p->behind[block] += w * seen;
+    vf v_alpha = T * seen - at->behind * inverse;
+    at->behind += w * seen;
     vf S = vf_only(a.free, v_alpha * alpha);
     sums[R_S] += S;
     if (!(want & (WANT_GEOMETRY | WANT_ABSOLUTE))) return;
@@ -74,54 +83,51 @@ INLINE void backward_block(vf *sums, tile_pixels *p, const float *s, const float
     }
 }
 
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
-#endif
-
-/* Sums over the lanes of four vectors, in every group of four lanes: after both steps group g holds the four sums of
- * the lanes of group g. */
-INLINE vf pair_sums(vf a, vf b) {
-    return SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
-           SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-}
-INLINE vf quad_sums(vf ab, vf cd) {
-    return SHUFFLE(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           SHUFFLE(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+/* Sums over the lanes of `count` vectors to as many floats; `count` is a multiple of four. */
+INLINE void write_sums(float *out, const vf *in, int count) {
+#pragma GCC unroll 4
+    for (int first = 0; first < count; first += LANES) {
+        vf group[LANES];
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++) group[k] = first + k < count ? in[first + k] : vf_set(0);
+        vf_store_first(out + first, sums_of_lanes(group), min_int(LANES, count - first));
+    }
 }
 
-INLINE void write_sums(float out[4], const vf in[4]) {
-    vf quads = quad_sums(pair_sums(in[0], in[1]), pair_sums(in[2], in[3]));
-    float t[LANES];
-    vf_store(t, quads);
-    for (int k = 0; k < 4; k++) out[k] = (t[k] + t[k + 4]) + (t[k + 8] + t[k + 12]);
+/* No pixel of a block takes an entry from here on. */
+static void last_entries(const tile_pixels *pixels, int32_t last[BLOCKS]) {
+    for (int b = 0; b < BLOCKS; b++) {
+        last[b] = 0;
+        for (int p = 0; p < PARTS; p++)
+            for (int k = 0; k < LANES; k++) last[b] = max_int(last[b], pixels->at[b][p].stop[k]);
+    }
+}
+
+INLINE uint32_t blocks_taking(const int32_t last[BLOCKS], int entry) {
+    uint32_t bits = 0;
+    for (int p = 0; p < PARTS; p++) bits |= vm_bits(vi_gt(vi_load(last + p * LANES), vi_set(entry))) << (p * LANES);
+    return bits;
 }
 
 /* `channels` and `want` are constants where this is inlined, but for wide pictures. */
 INLINE void backward_entries(const backward_job *job, int64_t tile, int channels, int capacity, int want) {
     gsopt_frame *f = job->frame;
-    int tile_x = (int)(tile % f->tiles_x), tile_y = (int)(tile / f->tiles_x);
+    int tile_x = (int)(tile % f->tiles_x), tile_y = (int)(tile / f->tiles_x), work = 0;
     const uint32_t *offsets = f->tile_offsets.data;
     const tile_entry *entries = (const tile_entry *)f->entries.data + offsets[tile];
     const uint16_t *masks = (const uint16_t *)f->masks.data + offsets[tile];
     const splat *splats = f->splats.data;
     const float *wide = f->wide_colors.data;
     uint8_t *touched = f->touched.data;
-    tile_pixels p;
-    begin_tile(&p, job, tile, tile_x, tile_y);
-    int32_t last[BLOCKS]; /* no pixel of the block takes an entry from here on */
-    for (int b = 0; b < BLOCKS; b++) {
-        last[b] = 0;
-        for (int k = 0; k < LANES; k++) last[b] = max_int(last[b], p.stop[b][k]);
-    }
-    vi lasts = vi_load(last);
-    int work = 0;
+    tile_pixels pixels;
+    begin_tile(&pixels, job, tile, tile_x, tile_y);
+    int32_t last[BLOCKS];
+    last_entries(&pixels, last);
     int total = (int)(offsets[tile + 1] - offsets[tile]), end = ((const int32_t *)f->tile_ends.data)[tile];
     for (int i = total - 1; i >= end; i--) touched[entries[i].pair] = 0;
     for (int i = end - 1; i >= 0; i--) {
         if (i >= 8) __builtin_prefetch(&splats[entries[i - 8].id]);
-        uint32_t blocks = masks[i] & vm_bits(vi_gt(lasts, vi_set(i)));
+        uint32_t blocks = masks[i] & blocks_taking(last, i);
         touched[entries[i].pair] = blocks != 0;
         if (!blocks) continue;
         work += __builtin_popcount(blocks);
@@ -130,12 +136,14 @@ INLINE void backward_entries(const backward_job *job, int64_t tile, int channels
         const float *color = capacity > 4 ? wide + (int64_t)entries[i].id * channels : s + S_COLOR;
         vf sums[SUMS + MAX_CHANNELS];
         for (int k = 0; k < SUMS + padded(channels); k++) sums[k] = vf_set(0);
-        for (; blocks; blocks &= blocks - 1)
-            backward_block(sums, &p, s, color, __builtin_ctz(blocks), i, channels, want);
+        for (; blocks; blocks &= blocks - 1) {
+            int block = __builtin_ctz(blocks);
+            for (int p = 0; p < PARTS; p++)
+                backward_part(sums, &pixels.at[block][p], pixels.v_image + block * padded(channels), p, s, color, i,
+                              channels, want);
+        }
         float *record = (float *)f->records.data + (size_t)entries[i].pair * (SUMS + padded(channels));
-        if (want) write_sums(record, sums);
-        if (want & (WANT_GEOMETRY | WANT_ABSOLUTE)) write_sums(record + 4, sums + 4);
-        for (int k = SUMS; k < SUMS + padded(channels); k += 4) write_sums(record + k, sums + k);
+        write_sums(record, sums, SUMS + padded(channels));
     }
     ((int32_t(*)[2])f->tile_work.data)[tile][1] = work;
 }
@@ -191,16 +199,17 @@ static void reduce_chunk(void *context, int64_t chunk, int thread) {
     (void)thread;
     const backward_job *job = context;
     const gsopt_frame *f = job->frame;
-    const uint32_t *offsets = f->pair_offsets.data;
+    const footprint *prints = f->footprints.data;
     const uint8_t *touched = f->touched.data;
     const float *records = f->records.data;
     int64_t end = min_i64((chunk + 1) * CHUNK, f->n);
     const int floats = SUMS + (job->channels <= 4 ? 4 : padded(job->channels));
     for (int64_t i = chunk * CHUNK; i < end; i++) {
-        uint32_t last = i + 1 < f->n ? offsets[i + 1] : (uint32_t)f->pairs;
+        if (i + 8 < end) __builtin_prefetch(records + (size_t)prints[i + 8].first_pair * floats);
+        uint32_t first = prints[i].first_pair, last = first + prints[i].pairs;
         float sums[SUMS + MAX_CHANNELS] = {0};
         int any = 0;
-        for (uint32_t pair = offsets[i]; pair < last; pair++) {
+        for (uint32_t pair = first; pair < last; pair++) {
             if (!touched[pair]) continue;
             any = 1;
             for (int k = 0; k < floats; k++) sums[k] += records[(size_t)pair * floats + k];

@@ -1,33 +1,38 @@
 /* From projected splats to a list of splats for every tile, front to back.
  *
- * The visible Gaussians are sorted by depth once (stable radix sort of the float's bits, ties stay in index order);
- * then each thread takes a band of tile rows, walks the Gaussians in that order and appends to its tiles' lists.
+ * The visible Gaussians are sorted by depth once (stable radix sort of the float's bits, ties stay in index order).
+ * Then each thread takes a part of them in that order: it counts its entries of every tile, and when it is known where
+ * each part's entries of a tile begin, writes them there (a stable counting sort by tile).
  */
 #include "internal.h"
 
 #define DIGIT_BITS 11
 #define DIGITS (1 << DIGIT_BITS)
+#define AHEAD 12 /* Gaussians that are fetched before their turn */
 
 typedef struct {
     gsopt_frame *frame;
     const float *depths;
-    int shift, parts, band_rows[MAX_THREADS + 1];
+    int shift, parts;
+    uint32_t part_pairs[MAX_THREADS]; /* entries of each part, then those before it */
 } bin_job;
 
-/* Compacts the visible ids with their sort keys, and turns the Gaussians' tile counts into offsets. */
+static void part_range(const bin_job *job, int64_t part, int64_t *first, int64_t *last) {
+    int64_t n = job->frame->visible;
+    *first = n * part / job->parts, *last = n * (part + 1) / job->parts;
+}
+
+/* Compacts the ids of Gaussians that touch a tile, with their sort keys. */
 static void compact_chunk(void *context, int64_t chunk, int thread) {
     (void)thread;
     bin_job *job = context;
     gsopt_frame *f = job->frame;
-    uint32_t *offsets = f->pair_offsets.data, *keys = f->keys[0].data, *ids = f->ids[0].data;
+    const footprint *prints = f->footprints.data;
+    uint32_t *keys = f->keys[0].data, *ids = f->ids[0].data;
     uint32_t out = (uint32_t)((uint64_t *)f->chunk_visible.data)[chunk];
-    uint32_t pair = (uint32_t)((uint64_t *)f->chunk_pairs.data)[chunk];
     int64_t end = min_i64((chunk + 1) * CHUNK, f->n);
     for (int64_t i = chunk * CHUNK; i < end; i++) {
-        uint32_t count = offsets[i];
-        offsets[i] = pair;
-        if (!count) continue;
-        pair += count;
+        if (prints[i].x1 == 0) continue;
         memcpy(&keys[out], &job->depths[i], 4); /* positive floats sort as their bits */
         ids[out++] = (uint32_t)i;
     }
@@ -36,7 +41,8 @@ static void compact_chunk(void *context, int64_t chunk, int thread) {
 static void count_digits(void *context, int64_t part, int thread) {
     (void)thread;
     bin_job *job = context;
-    int64_t n = job->frame->visible, first = n * part / job->parts, last = n * (part + 1) / job->parts;
+    int64_t first, last;
+    part_range(job, part, &first, &last);
     const uint32_t *keys = job->frame->keys[0].data;
     uint32_t *counts = (uint32_t *)job->frame->sort_counts.data + part * DIGITS;
     memset(counts, 0, DIGITS * sizeof *counts);
@@ -47,7 +53,8 @@ static void scatter_digits(void *context, int64_t part, int thread) {
     (void)thread;
     bin_job *job = context;
     gsopt_frame *f = job->frame;
-    int64_t n = f->visible, first = n * part / job->parts, last = n * (part + 1) / job->parts;
+    int64_t first, last;
+    part_range(job, part, &first, &last);
     const uint32_t *keys = f->keys[0].data, *ids = f->ids[0].data;
     uint32_t *to_keys = f->keys[1].data, *to_ids = f->ids[1].data;
     uint32_t *places = (uint32_t *)f->sort_counts.data + part * DIGITS;
@@ -83,49 +90,60 @@ static void sort_by_depth(bin_job *job) {
     }
 }
 
-/* Tile rows per thread such that each gets about as many entries. */
-static void cut_bands(bin_job *job) {
-    gsopt_frame *f = job->frame;
-    const uint32_t *offsets = f->tile_offsets.data;
-    int row = 0;
-    for (int part = 0; part < job->parts; part++) {
-        job->band_rows[part] = row;
-        double goal = (double)f->pairs * (part + 1) / job->parts;
-        while (row < f->tiles_y && (offsets[(row + 1) * f->tiles_x] <= goal || part == job->parts - 1)) row++;
-    }
-    job->band_rows[job->parts] = f->tiles_y;
+INLINE void prefetch_gaussian(const gsopt_frame *f, uint32_t id) {
+    __builtin_prefetch((const footprint *)f->footprints.data + id);
 }
 
-static void fill_band(void *context, int64_t band, int thread) {
+INLINE void span_of(const gsopt_frame *f, const footprint *p, uint32_t id, int ty, int *x0, int *x1) {
+    if (p->y1 - p->y0 <= SPAN_ROWS)
+        *x0 = p->spans[ty - p->y0][0], *x1 = p->spans[ty - p->y0][1];
+    else
+        tile_span((const splat *)f->splats.data + id, p, ty, x0, x1);
+}
+
+/* Entries of each tile in this part, and of each Gaussian. */
+static void count_part(void *context, int64_t part, int thread) {
     (void)thread;
     bin_job *job = context;
     gsopt_frame *f = job->frame;
-    int row0 = job->band_rows[band], row1 = job->band_rows[band + 1];
-    if (row0 >= row1) return;
-    const uint32_t *ids = f->ids[0].data, *offsets = f->pair_offsets.data;
-    const tile_rect *rects = f->rects.data;
-    const splat *splats = f->splats.data;
-    tile_entry *entries = f->entries.data;
-    uint32_t *cursors = f->thread_counts.data;
-    for (int64_t i = 0; i < f->visible; i++) {
-        uint32_t id = ids[i];
-        if (i + 16 < f->visible) {
-            __builtin_prefetch(&rects[ids[i + 16]]);
-            __builtin_prefetch(&splats[ids[i + 16]]);
-            __builtin_prefetch(&offsets[ids[i + 16]]);
-        }
-        const tile_rect *r = &rects[id];
-        if (r->y1 <= row0 || r->y0 >= row1) continue;
-        uint32_t pair = offsets[id];
-        int last = min_int(r->y1, row1);
-        for (int ty = r->y0; ty < last; ty++) { /* rows above the band only for their number of pairs */
+    int64_t tiles = (int64_t)f->tiles_x * f->tiles_y, first, last;
+    part_range(job, part, &first, &last);
+    uint32_t *counts = (uint32_t *)f->tile_cursors.data + part * tiles, pairs = 0;
+    memset(counts, 0, tiles * sizeof *counts);
+    const uint32_t *ids = f->ids[0].data;
+    for (int64_t i = first; i < last; i++) {
+        if (i + AHEAD < last) prefetch_gaussian(f, ids[i + AHEAD]);
+        footprint *p = (footprint *)f->footprints.data + ids[i];
+        p->first_pair = pairs;
+        for (int ty = p->y0; ty < p->y1; ty++) {
             int x0, x1;
-            tile_span(&splats[id], r, ty, &x0, &x1);
-            if (x1 <= x0) continue;
-            if (ty >= row0)
-                for (int tx = x0; tx < x1; tx++)
-                    entries[cursors[ty * f->tiles_x + tx]++] = (tile_entry){id, pair + (uint32_t)(tx - x0)};
-            pair += (uint32_t)(x1 - x0);
+            span_of(f, p, ids[i], ty, &x0, &x1);
+            for (int tx = x0; tx < x1; tx++) counts[ty * f->tiles_x + tx]++;
+            pairs += x1 > x0 ? (uint32_t)(x1 - x0) : 0;
+        }
+        p->pairs = pairs - p->first_pair;
+    }
+    job->part_pairs[part] = pairs;
+}
+
+static void fill_part(void *context, int64_t part, int thread) {
+    (void)thread;
+    bin_job *job = context;
+    gsopt_frame *f = job->frame;
+    int64_t tiles = (int64_t)f->tiles_x * f->tiles_y, first, last;
+    part_range(job, part, &first, &last);
+    uint32_t *cursors = (uint32_t *)f->tile_cursors.data + part * tiles;
+    const uint32_t *ids = f->ids[0].data;
+    tile_entry *entries = f->entries.data;
+    for (int64_t i = first; i < last; i++) {
+        if (i + AHEAD < last) prefetch_gaussian(f, ids[i + AHEAD]);
+        footprint *p = (footprint *)f->footprints.data + ids[i];
+        uint32_t pair = p->first_pair += job->part_pairs[part];
+        for (int ty = p->y0; ty < p->y1; ty++) {
+            int x0, x1;
+            span_of(f, p, ids[i], ty, &x0, &x1);
+            for (int tx = x0; tx < x1; tx++)
+                entries[cursors[ty * f->tiles_x + tx]++] = (tile_entry){ids[i], pair++};
         }
     }
 }
@@ -140,40 +158,60 @@ static int64_t exclusive_sum(uint64_t *counts, int64_t n) {
     return (int64_t)total;
 }
 
-static void offset_tiles(gsopt_frame *f) {
-    int tiles = f->tiles_x * f->tiles_y;
-    uint32_t *offsets = f->tile_offsets.data, *counts = f->thread_counts.data, place = 0;
-    for (int tile = 0; tile < tiles; tile++) {
-        uint32_t count = 0;
-        for (int t = 0; t < f->threads; t++) count += counts[(size_t)t * tiles + tile];
-        offsets[tile] = counts[tile] = place; /* the first thread's counts become fill_band's cursors */
-        place += count;
+/* From counts to where the entries of each tile begin, and in it those of each part. False if there are too many. */
+static int offset_tiles(bin_job *job) {
+    gsopt_frame *f = job->frame;
+    int64_t tiles = (int64_t)f->tiles_x * f->tiles_y;
+    uint32_t *offsets = f->tile_offsets.data, *cursors = f->tile_cursors.data;
+    uint64_t place = 0;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        offsets[tile] = (uint32_t)place;
+        for (int part = 0; part < job->parts; part++) {
+            uint32_t count = cursors[part * tiles + tile];
+            cursors[part * tiles + tile] = (uint32_t)place;
+            place += count;
+        }
     }
-    offsets[tiles] = place;
+    offsets[tiles] = (uint32_t)place;
+    f->pairs = (int64_t)place;
+    uint32_t before = 0;
+    for (int part = 0; part < job->parts; part++) {
+        uint32_t count = job->part_pairs[part];
+        job->part_pairs[part] = before;
+        before += count;
+    }
+    return place < UINT32_MAX;
 }
 
-int bin_splats(gsopt_frame *f, const float *depths) {
-    bin_job job = {.frame = f, .depths = depths, .parts = f->threads};
+static int bin_locked(gsopt_frame *f, const float *depths) {
+    bin_job job = {.frame = f, .depths = depths, .parts = pool_threads()};
     int64_t chunks = div_up(f->n, CHUNK), tiles = (int64_t)f->tiles_x * f->tiles_y;
     f->visible = exclusive_sum(f->chunk_visible.data, chunks);
-    f->pairs = exclusive_sum(f->chunk_pairs.data, chunks);
-    if (f->pairs >= UINT32_MAX || f->visible >= UINT32_MAX) return GSOPT_TOO_MANY;
+    if (f->visible >= UINT32_MAX) return GSOPT_TOO_MANY;
     for (int k = 0; k < 2; k++)
         if (buffer_reserve(&f->keys[k], f->visible * 4) || buffer_reserve(&f->ids[k], f->visible * 4))
             return GSOPT_NO_MEMORY;
     if (buffer_reserve(&f->sort_counts, (size_t)job.parts * DIGITS * 4) ||
+        buffer_reserve(&f->tile_cursors, (size_t)job.parts * tiles * 4) ||
         buffer_reserve(&f->tile_offsets, (tiles + 1) * 4) || buffer_reserve(&f->tile_ends, tiles * 4) ||
-        buffer_reserve(&f->tile_work, tiles * 8) ||
-        buffer_reserve(&f->entries, f->pairs * sizeof(tile_entry)))
+        buffer_reserve(&f->tile_work, tiles * 8))
         return GSOPT_NO_MEMORY;
     memset(f->tile_work.data, 0, tiles * 8);
     stage_clock clock = stage_begin();
     parallel_for(chunks, compact_chunk, &job);
     sort_by_depth(&job);
     stage_end(&clock, STAGE_SORT);
-    offset_tiles(f);
-    cut_bands(&job);
-    parallel_for(job.parts, fill_band, &job);
+    parallel_for(job.parts, count_part, &job);
+    if (!offset_tiles(&job)) return GSOPT_TOO_MANY;
+    if (buffer_reserve(&f->entries, f->pairs * sizeof(tile_entry))) return GSOPT_NO_MEMORY;
+    parallel_for(job.parts, fill_part, &job);
     stage_end(&clock, STAGE_BIN);
     return 0;
+}
+
+int bin_splats(gsopt_frame *f, const float *depths) {
+    pool_lock(); /* there is a part for each thread */
+    int status = bin_locked(f, depths);
+    pool_unlock();
+    return status;
 }

@@ -1,6 +1,6 @@
 /* Compositing, front to back (Kerbl et al. 2023, eq. 3): colour = sum T alpha c, T = product of (1 - alpha) before.
  *
- * A tile takes its splats BATCH at a time. Each batch is tested sixteen splats at a time against the blocks (exact
+ * A tile takes its splats BATCH at a time. Each batch is tested LANES splats at a time against the blocks (exact
  * ellipse against rectangle), which gives every block a list of the splats that can matter to it; then each block
  * runs through its list with its pixels in registers.
  */
@@ -19,31 +19,47 @@ typedef struct {
     float splats[BATCH][S_FLOATS];
     const float *wide[BATCH]; /* colours of more than four channels */
     float columns[12][BATCH]; /* the first twelve fields of splat, field by field, from the tile's corner */
-    int32_t lists[BLOCKS][BATCH + LANES];
+    int32_t lists[BLOCKS][BATCH + 16];
     int counts[BLOCKS];
 } batch;
+enum { C_MX, C_MY, C_UA, C_UB, C_VC, C_LO, C_INV_UA, C_OPACITY, C_HX, C_HY, C_SX, C_SY };
 
 typedef struct {
-    vf T;
-    vi stop;
-    vm live;
+    vf T[PARTS];
+    vi stop[PARTS];
+    vm live[PARTS];
 } block_state;
+
+/* Fields of LANES splats as columns, padding past `count` that reaches nothing. */
+INLINE void load_columns(batch *b, int first, int count) {
+    static const float nothing[S_FLOATS] = {[C_LO] = -1e30f};
+    for (int part = 0; part < PARTS && part * LANES < 12; part++) {
+        vf v[LANES];
+        for (int k = 0; k < LANES; k++)
+            v[k] = vf_load((first + k < count ? b->splats[first + k] : nothing) + part * LANES);
+        transpose(v);
+        for (int k = 0; k < LANES && part * LANES + k < 12; k++) vf_store(b->columns[part * LANES + k] + first, v[k]);
+    }
+}
 
 static void load_batch(batch *b, const forward_job *job, const tile_entry *entries, int count, int tile_x, int tile_y) {
     const splat *splats = job->frame->splats.data;
     const float *wide = job->frame->wide_colors.data;
     for (int i = 0; i < count; i++) {
         if (i + 8 < count) __builtin_prefetch(&splats[entries[i + 8].id]);
-        const splat *s = &splats[entries[i].id];
-        localize(b->splats[i], s, tile_x, tile_y);
+        memcpy(b->splats[i], &splats[entries[i].id], sizeof(splat));
         if (job->channels > 4) b->wide[i] = wide + (int64_t)entries[i].id * job->channels;
-        b->columns[0][i] = s->mx - tile_x * TILE;
-        b->columns[1][i] = s->my - tile_y * TILE;
-        for (int k = 2; k < 12; k++) b->columns[k][i] = ((const float *)s)[k];
     }
-    for (int i = count; i < div_up(count, LANES) * LANES; i++) { /* padding that reaches nothing */
-        for (int k = 0; k < 12; k++) b->columns[k][i] = 0;
-        b->columns[6][i] = -1;
+    for (int first = 0; first < count; first += LANES) {
+        load_columns(b, first, count);
+        vf mx = vf_load(b->columns[C_MX] + first) - (float)(tile_x * TILE);
+        vf my = vf_load(b->columns[C_MY] + first) - (float)(tile_y * TILE);
+        vf_store(b->columns[C_MX] + first, mx), vf_store(b->columns[C_MY] + first, my);
+        float u0[LANES], v0[LANES];
+        vf_store(u0, -(vf_load(b->columns[C_UA] + first) * mx + vf_load(b->columns[C_UB] + first) * my));
+        vf_store(v0, -vf_load(b->columns[C_VC] + first) * my);
+        for (int k = 0; k < min_int(LANES, count - first); k++)
+            b->splats[first + k][S_U0] = u0[k], b->splats[first + k][S_V0] = v0[k];
     }
 }
 
@@ -52,13 +68,14 @@ INLINE vf ellipse_at(vf ua, vf ub, vf vc, vf dx, vf dy) {
     return u * u + v * v;
 }
 
-/* For sixteen splats, bits of those with alpha >= 1/255 possible in each block. The least q over a rectangle is 0 if
- * the centre is inside; else it lies on an edge that faces the centre, where one coordinate is the nearest and the
- * other the conjugate one, clamped. */
-static void test_blocks(const batch *b, int first, uint32_t hits[BLOCKS]) {
-    vf mx = vf_load(b->columns[0] + first), my = vf_load(b->columns[1] + first), ua = vf_load(b->columns[2] + first);
-    vf ub = vf_load(b->columns[3] + first), vc = vf_load(b->columns[4] + first);
-    vf reach = vf_load(b->columns[6] + first), sx = vf_load(b->columns[10] + first), sy = vf_load(b->columns[11] + first);
+/* For LANES splats, those with alpha >= 1/255 possible in each block. The least q over a rectangle is 0 if the centre
+ * is inside; else it lies on an edge that faces the centre, where one coordinate is the nearest and the other the
+ * conjugate one, clamped. */
+INLINE void test_blocks(const batch *b, int first, vm hits[BLOCKS]) {
+    vf mx = vf_load(b->columns[C_MX] + first), my = vf_load(b->columns[C_MY] + first);
+    vf ua = vf_load(b->columns[C_UA] + first), ub = vf_load(b->columns[C_UB] + first);
+    vf vc = vf_load(b->columns[C_VC] + first), reach = vf_load(b->columns[C_LO] + first) + LOG2_255;
+    vf sx = vf_load(b->columns[C_SX] + first), sy = vf_load(b->columns[C_SY] + first);
     reach = reach * 1.00001f + 1e-5f; /* the test must not be stricter than the pixels' own */
     vf zero = vf_set(0), near_x[4], at_x[4], near_y[4], at_y[4];
     for (int i = 0; i < 4; i++) {
@@ -71,15 +88,13 @@ static void test_blocks(const batch *b, int first, uint32_t hits[BLOCKS]) {
         vf low_x = (float)(BLOCK * i) - mx, low_y = (float)(BLOCK * j) - my;
         vf dy = vf_clamp(at_x[i], low_y, low_y + (BLOCK - 1)), dx = vf_clamp(at_y[j], low_x, low_x + (BLOCK - 1));
         vf q = vf_min(ellipse_at(ua, ub, vc, near_x[i], dy), ellipse_at(ua, ub, vc, dx, near_y[j]));
-        hits[block] = vm_bits(vf_le(q, reach));
+        hits[block] = vf_le(q, reach);
     }
 }
 
 INLINE int append_hits(int32_t *list, int count, uint32_t hits, int first) {
 #if defined(__AVX512F__)
-    __m512i lanes = _mm512_add_epi32(_mm512_set1_epi32(first),
-                                     _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32((__mmask16)hits, lanes));
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32((__mmask16)hits, VI(LANE + first)));
     return count + __builtin_popcount(hits);
 #else
     for (; hits; hits &= hits - 1) list[count++] = first + __builtin_ctz(hits);
@@ -91,47 +106,65 @@ INLINE int append_hits(int32_t *list, int count, uint32_t hits, int first) {
 static void list_blocks(batch *b, int count, uint32_t live, uint16_t *masks) {
     memset(b->counts, 0, sizeof b->counts);
     for (int first = 0; first < count; first += LANES) {
-        uint32_t hits[BLOCKS];
-        uint16_t transposed[LANES] = {0};
+        vm hits[BLOCKS];
+        vi transposed = vi_set(0);
         test_blocks(b, first, hits);
         for (int block = 0; block < BLOCKS; block++) {
             if (!(live >> block & 1)) continue;
-            b->counts[block] = append_hits(b->lists[block], b->counts[block], hits[block], first);
-            for (int k = 0; k < LANES; k++) transposed[k] |= (uint16_t)((hits[block] >> k & 1) << block);
+            b->counts[block] = append_hits(b->lists[block], b->counts[block], vm_bits(hits[block]), first);
+            transposed = vi_or(transposed, hits[block], 1 << block);
         }
-        memcpy(masks + first, transposed, min_int(LANES, count - first) * sizeof *masks);
+        int32_t t[LANES];
+        vi_store(t, transposed);
+        for (int k = 0; k < min_int(LANES, count - first); k++) masks[first + k] = (uint16_t)t[k];
     }
+}
+
+/* One splat in one part of a block. True where it ended a pixel. */
+INLINE int composite_part(block_state *state, vf (*sum)[PARTS], const float *s, const float *color, int p, vf x, vf y,
+                          int channels, int entry) {
+    block_alpha a = evaluate(s, x, y);
+    vf T = state->T[p];
+    vm take = vm_and(a.hit, state->live[p]);
+    vf w = vf_only(take, T * a.alpha), next = T - w;
+    vm ends = vm_and(take, vf_le(next, vf_set(TRANSMITTANCE_STOP)));
+    int any_ends = vm_bits(ends) != 0;
+    if (__builtin_expect(any_ends, 0)) { /* the splat that would end a pixel is not taken */
+        state->live[p] = vm_andnot(ends, state->live[p]);
+        state->stop[p] = vi_sel(ends, vi_set(entry), state->stop[p]);
+        w = vf_sel(ends, vf_set(0), w), next = vf_sel(ends, T, next);
+    }
+    state->T[p] = next;
+    for (int c = 0; c < channels; c++) sum[c][p] += w * color[c];
+    return any_ends;
+}
+
+INLINE int is_live(const block_state *s) {
+    uint32_t bits = 0;
+    for (int p = 0; p < PARTS; p++) bits |= vm_bits(s->live[p]);
+    return bits != 0;
 }
 
 /* colors: the block's pixels, channel by channel. `channels` and `capacity` are constants where this is fast. */
-INLINE void composite_block(block_state *state, vf *colors, const batch *b, int block, int channels, int capacity,
-                            int first_entry) {
-    vf x = block_x(block), y = block_y(block), T = state->T, sum[MAX_CHANNELS];
-    vm live = state->live;
-    const int wide = capacity > 4;
-    for (int c = 0; c < channels; c++) sum[c] = colors[c];
+INLINE void composite_block(block_state *block_at, vf (*colors)[PARTS], const batch *b, int block, int channels,
+                            int capacity, int first_entry) {
+    block_state state = *block_at;
+    vf x[PARTS], y[PARTS], sum[MAX_CHANNELS][PARTS];
+    for (int p = 0; p < PARTS; p++) x[p] = block_x(block, p), y[p] = block_y(block, p);
+    memcpy(sum, colors, channels * sizeof *sum);
     const int32_t *list = b->lists[block];
-    for (int i = 0; i < b->counts[block]; i++) {
-        const float *s = b->splats[list[i]], *color = wide ? b->wide[list[i]] : s + S_COLOR;
-        block_alpha a = evaluate(s, x, y);
-        vm take = vm_and(a.hit, live);
-        vf w = vf_only(take, T * a.alpha), next = T - w;
-        vm ends = vm_and(take, vf_le(next, vf_set(TRANSMITTANCE_STOP)));
-        uint32_t any_ends = vm_bits(ends);
-        if (__builtin_expect(any_ends != 0, 0)) { /* the splat that would end a pixel is not taken */
-            live = vm_andnot(ends, live);
-            state->stop = vi_sel(ends, vi_set(first_entry + list[i]), state->stop);
-            w = vf_sel(ends, vf_set(0), w), next = vf_sel(ends, T, next);
-        }
-        T = next;
-        for (int c = 0; c < channels; c++) sum[c] += w * color[c];
-        if (__builtin_expect(any_ends != 0, 0) && !vm_bits(live)) break;
+    for (int i = 0, count = b->counts[block]; i < count; i++) {
+        const float *s = b->splats[list[i]], *color = capacity > 4 ? b->wide[list[i]] : s + S_COLOR;
+        int ended = 0;
+        for (int p = 0; p < PARTS; p++)
+            ended |= composite_part(&state, sum, s, color, p, x[p], y[p], channels, first_entry + list[i]);
+        if (__builtin_expect(ended, 0) && !is_live(&state)) break;
     }
-    state->T = T, state->live = live;
-    for (int c = 0; c < channels; c++) colors[c] = sum[c];
+    *block_at = state;
+    memcpy(colors, sum, channels * sizeof *sum);
 }
 
-static void composite(block_state *state, vf *colors, const batch *b, int block, int channels, int first) {
+static void composite(block_state *state, vf (*colors)[PARTS], const batch *b, int block, int channels, int first) {
     if (channels == 3)
         composite_block(state, colors, b, block, 3, 4, first);
     else if (channels <= 4)
@@ -141,28 +174,33 @@ static void composite(block_state *state, vf *colors, const batch *b, int block,
 }
 
 static void begin_tile(const gsopt_frame *f, block_state states[BLOCKS], int tile_x, int tile_y) {
-    for (int block = 0; block < BLOCKS; block++) {
-        vf x = block_x(block) + (float)(tile_x * TILE), y = block_y(block) + (float)(tile_y * TILE);
-        vm live = vm_and(vf_lt(x, vf_set((float)f->width)), vf_lt(y, vf_set((float)f->height)));
-        states[block] = (block_state){.T = vf_set(1), .stop = vi_set(INT32_MAX), .live = live};
-        /* pixels outside the image take nothing in the backward pass either */
-        states[block].stop = vi_sel(live, states[block].stop, vi_set(0));
-    }
+    for (int block = 0; block < BLOCKS; block++)
+        for (int p = 0; p < PARTS; p++) {
+            vf x = block_x(block, p) + (float)(tile_x * TILE), y = block_y(block, p) + (float)(tile_y * TILE);
+            vm live = vm_and(vf_lt(x, vf_set((float)f->width)), vf_lt(y, vf_set((float)f->height)));
+            states[block].T[p] = vf_set(1), states[block].live[p] = live;
+            /* pixels outside the image take nothing in the backward pass either */
+            states[block].stop[p] = vi_sel(live, vi_set(INT32_MAX), vi_set(0));
+        }
 }
 
-static void end_tile(const forward_job *job, const block_state states[BLOCKS], const vf *colors, int tile_x, int tile_y,
-                     uint32_t inside) {
+static void end_tile(const forward_job *job, const block_state states[BLOCKS], vf (*colors)[PARTS], int tile_x,
+                     int tile_y, uint32_t inside) {
     gsopt_frame *f = job->frame;
     int64_t place = ((int64_t)tile_y * f->tiles_x + tile_x) * TILE * TILE;
     for (int block = 0; block < BLOCKS; block++) {
         const block_state *s = &states[block];
-        vf_store((float *)f->transmittance.data + place + block * LANES, s->T);
-        vi_store((int32_t *)f->stops.data + place + block * LANES, s->stop);
+        memcpy((float *)f->transmittance.data + place + block * 16, s->T, sizeof s->T);
+        memcpy((int32_t *)f->stops.data + place + block * 16, s->stop, sizeof s->stop);
         if (!(inside >> block & 1)) continue;
-        scatter_block(job->alpha, f, 1, 0, tile_x, tile_y, block, 1.0f - s->T);
+        vf value[PARTS];
+        for (int p = 0; p < PARTS; p++) value[p] = 1.0f - s->T[p];
+        scatter_block(job->alpha, f, 1, 0, tile_x, tile_y, block, value);
         for (int c = 0; c < job->channels; c++) {
-            vf value = colors[block * padded(job->channels) + c];
-            if (job->background) value += s->T * job->background[c];
+            for (int p = 0; p < PARTS; p++) {
+                value[p] = colors[block * padded(job->channels) + c][p];
+                if (job->background) value[p] += s->T[p] * job->background[c];
+            }
             scatter_block(job->image, f, job->channels, c, tile_x, tile_y, block, value);
         }
     }
@@ -176,11 +214,11 @@ static void forward_tile(void *context, int64_t tile, int thread) {
     const uint32_t *offsets = f->tile_offsets.data;
     const tile_entry *entries = (const tile_entry *)f->entries.data + offsets[tile];
     uint16_t *masks = (uint16_t *)f->masks.data + offsets[tile];
-    int total = (int)(offsets[tile + 1] - offsets[tile]), done = 0, work = 0;
+    int total = (int)(offsets[tile + 1] - offsets[tile]), done = 0, work = 0, stride = padded(job->channels);
     batch b;
     block_state states[BLOCKS];
-    vf colors[BLOCKS * MAX_CHANNELS];
-    memset(colors, 0, sizeof(vf) * BLOCKS * padded(job->channels));
+    vf colors[BLOCKS * MAX_CHANNELS][PARTS];
+    memset(colors, 0, sizeof *colors * BLOCKS * stride);
     begin_tile(f, states, tile_x, tile_y);
     uint32_t inside = blocks_inside(f, tile_x, tile_y), live = inside;
     for (; done < total && live; done += min_int(BATCH, total - done)) {
@@ -190,8 +228,8 @@ static void forward_tile(void *context, int64_t tile, int thread) {
         for (int block = 0; block < BLOCKS; block++) {
             if (!(live >> block & 1)) continue;
             work += b.counts[block];
-            composite(&states[block], colors + block * padded(job->channels), &b, block, job->channels, done);
-            if (!vm_bits(states[block].live)) live &= ~(1u << block);
+            composite(&states[block], colors + block * stride, &b, block, job->channels, done);
+            if (!is_live(&states[block])) live &= ~(1u << block);
         }
     }
     ((int32_t *)f->tile_ends.data)[tile] = done;

@@ -29,20 +29,25 @@
 typedef struct {
     float mx, my;
     float ua, ub, vc;
-    float lo;        /* log2 opacity */
-    float reach;     /* lo + log2 255: alpha >= 1/255 where u^2 + v^2 <= reach */
+    float lo;        /* log2 opacity; alpha >= 1/255 where u^2 + v^2 <= reach_of(lo) */
+    float inv_ua;    /* 1 / ua */
     float opacity;
     float hx, hy;    /* half extents of the ellipse u^2 + v^2 = reach, pixels */
     float sx, sy;    /* conjugate slopes: at given dy the least q is at dx = sx dy; at given dx, at dy = sy dx */
     float color[4];
 } splat;
 
-typedef struct { /* tiles [x0, x1) x [y0, y1) */
-    uint16_t x0, y0, x1, y1;
-} tile_rect;
+/* The tiles of a Gaussian: those of its box, and of its ellipse for each row of tiles while there are few. */
+#define SPAN_ROWS 4
+#define SPAN_SLACK 1e-3f /* pixels: rounding must not lose a pixel on the rim */
+typedef struct {
+    uint16_t x0, y0, x1, y1;          /* the box: [x0, x1) x [y0, y1), empty where nothing is visible */
+    uint16_t spans[SPAN_ROWS][2];     /* [first, last) of each row; unused where there are more rows */
+    uint32_t first_pair, pairs;       /* of its (Gaussian, tile)s, counted in order of depth */
+} footprint;
 
 typedef struct {
-    uint32_t id, pair; /* Gaussian; index of this (Gaussian, tile), counted Gaussian by Gaussian */
+    uint32_t id, pair; /* Gaussian; index of this (Gaussian, tile), counted Gaussian by Gaussian in order of depth */
 } tile_entry;
 
 typedef struct {
@@ -52,21 +57,21 @@ typedef struct {
 
 struct gsopt_frame {
     int64_t n, visible, pairs;
-    int32_t width, height, tiles_x, tiles_y, threads; /* threads: rows of thread_counts */
+    int32_t width, height, tiles_x, tiles_y;
     /* per Gaussian */
-    buffer splats, rects, pair_offsets;      /* splat, tile_rect, uint32 */
+    buffer splats, footprints;               /* splat, footprint */
     buffer wide_colors;                      /* float [N, channels], where a splat's four do not do */
-    buffer chunk_visible, chunk_pairs;       /* per CHUNK: uint64, counts, then those before it */
+    buffer chunk_visible;                    /* per CHUNK: uint64, count, then those before it */
     buffer keys[2], ids[2], sort_counts;     /* visible Gaussians in order of depth after bin.c: uint32 */
     /* per tile */
-    buffer thread_counts, tile_offsets, tile_ends; /* uint32; uint32 [tiles + 1]; int32: entries forward looked at */
+    buffer tile_cursors, tile_offsets, tile_ends; /* uint32 [parts, tiles]; uint32 [tiles + 1]; int32: entries forward looked at */
     buffer tile_work;                              /* int32 [2]: blocks that forward and backward evaluated */
     /* per (Gaussian, tile) */
     buffer entries, masks, records, touched; /* tile_entry, uint16: blocks hit, float [SUMS + channels], uint8 */
     /* per pixel, tile by tile and block by block */
     buffer transmittance, stops; /* float; int32: first entry of the tile that the pixel no longer takes */
     /* ssim.c */
-    buffer loss_rows, loss_scratch, loss_maps; /* double [2] a row; float, per thread; float [3] a value */
+    buffer loss_sums, loss_scratch; /* double [2] a row and strip; float, per thread */
 };
 
 /* Makes room for bytes; contents are lost when it grows. 0 on success. */
@@ -103,6 +108,7 @@ INLINE int max_int(int a, int b) { return a > b ? a : b; }
 /* bin.c: builds the tile lists of a projected frame. */
 int bin_splats(gsopt_frame *frame, const float *depths);
 
-/* tiles.c: tiles of row ty that the ellipse of s touches: [*x0, *x1), empty if *x0 >= *x1. Counting and filling must get the same
- * bits, so there is one compiled copy: inlined into both, it might be contracted differently. */
-__attribute__((noinline)) void tile_span(const splat *s, const tile_rect *r, int ty, int *x0, int *x1);
+INLINE float reach_of(float lo) { return fmaxf(lo + LOG2_255, 0.0f); }
+
+/* tiles.c: tiles of row ty that the ellipse of s touches: [*x0, *x1), empty if *x0 >= *x1. */
+__attribute__((noinline)) void tile_span(const splat *s, const footprint *p, int ty, int *x0, int *x1);

@@ -205,14 +205,14 @@ void buffer_release(buffer *b) {
 
 gsopt_frame *gsopt_frame_new(void) { return calloc(1, sizeof(gsopt_frame)); }
 
-#define EACH_BUFFER(frame, do_with)                                                                                  \
+#define EACH_BUFFER(frame, do_with)                                                                                   \
     do {                                                                                                             \
-        buffer *all[] = {&(frame)->splats,    &(frame)->rects,      &(frame)->pair_offsets,  &(frame)->chunk_visible, \
-                         &(frame)->chunk_pairs, &(frame)->keys[0],  &(frame)->keys[1],       &(frame)->ids[0],        \
-                         &(frame)->ids[1],    &(frame)->sort_counts, &(frame)->thread_counts, &(frame)->tile_offsets, \
-                         &(frame)->tile_ends, &(frame)->entries,    &(frame)->masks,         &(frame)->records,       \
-                         &(frame)->touched,   &(frame)->transmittance, &(frame)->stops,      &(frame)->loss_rows,     \
-                         &(frame)->loss_scratch, &(frame)->loss_maps, &(frame)->wide_colors, &(frame)->tile_work};                        \
+        gsopt_frame *f_ = (frame);                                                                                   \
+        buffer *all[] = {&f_->splats,      &f_->footprints,   &f_->chunk_visible, &f_->keys[0],       &f_->keys[1],  \
+                         &f_->ids[0],      &f_->ids[1],       &f_->sort_counts,   &f_->tile_cursors,                 \
+                         &f_->tile_offsets, &f_->tile_ends,   &f_->tile_work,     &f_->entries,       &f_->masks,    \
+                         &f_->records,     &f_->touched,      &f_->transmittance, &f_->stops,         &f_->loss_sums, \
+                         &f_->loss_scratch, &f_->wide_colors};                                                       \
         for (size_t i_ = 0; i_ < sizeof all / sizeof *all; i_++) do_with(all[i_]);                                   \
     } while (0)
 

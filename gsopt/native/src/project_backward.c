@@ -1,4 +1,4 @@
-/* The gradient of projection (docs/kernel.md), sixteen Gaussians at a time. Nothing is kept from the forward pass:
+/* The gradient of projection (docs/kernel.md), LANES visible Gaussians at a time. Nothing is kept from the forward pass:
  * recomputing it costs less than reading it back. */
 #include "projection.h"
 
@@ -18,12 +18,12 @@ typedef struct {
 } gradients;
 
 /* opacity * sqrt(det0 / det): adds to the covariance's gradient, gives the opacity's. */
-static void compensation_backward(const job_t *job, const projected *g, int64_t first, vm alive, vf *v_a, vf *v_b,
+static void compensation_backward(const job_t *job, const projected *g, const lane_rows *rows, vm alive, vf *v_a, vf *v_b,
                                   vf *v_c) {
-    vf zero = vf_set(0), opacity = load_column(job->opacities, 1, 0, first, job->n);
-    vf v_out = job->v_compensated ? vf_only(alive, load_column(job->v_compensated, 1, 0, first, job->n)) : zero;
+    vf zero = vf_set(0), opacity = load_column(job->opacities, 1, 0, rows);
+    vf v_out = job->v_compensated ? vf_only(alive, load_column(job->v_compensated, 1, 0, rows)) : zero;
     vf ratio = vf_max(g->det0 / g->det, zero), rho = vf_sqrt(ratio), eps = vf_set(job->cam->eps2d);
-    if (job->v_opacities) store_column(job->v_opacities, 1, 0, first, job->n, vf_only(alive, v_out * rho));
+    if (job->v_opacities) store_column(job->v_opacities, 1, 0, rows, vf_only(alive, v_out * rho));
     vm usable = vm_and(alive, vf_lt(vf_set(1e-12f), ratio)); /* the root has no slope at zero */
     vf v_ratio = vf_only(usable, 0.5f * v_out * opacity / (rho * g->det));
     *v_a += v_ratio * (g->c - ratio * (g->c + eps));
@@ -60,18 +60,18 @@ static void covariance_backward(gradients *d, const projected *g, const gsopt_ca
     d->p[2] -= g->inv_z * (j00 * v_j00 + j11 * v_j11 + j02 * v_j02 + j12 * v_j12);
 }
 
-static void center_backward(gradients *d, const job_t *job, const projected *g, int64_t first, vm alive) {
+static void center_backward(gradients *d, const job_t *job, const projected *g, const lane_rows *rows, vm alive) {
     const gsopt_camera *cam = job->cam;
     if (job->v_means2d) {
-        vf v_x = vf_only(alive, load_column(job->v_means2d, 2, 0, first, job->n)) * cam->fx * g->inv_z;
-        vf v_y = vf_only(alive, load_column(job->v_means2d, 2, 1, first, job->n)) * cam->fy * g->inv_z;
+        vf v_x = vf_only(alive, load_column(job->v_means2d, 2, 0, rows)) * cam->fx * g->inv_z;
+        vf v_y = vf_only(alive, load_column(job->v_means2d, 2, 1, rows)) * cam->fy * g->inv_z;
         d->p[0] += v_x, d->p[1] += v_y;
         d->p[2] -= (v_x * g->x + v_y * g->y) * g->inv_z;
     }
-    if (job->v_depths) d->p[2] += vf_only(alive, load_column(job->v_depths, 1, 0, first, job->n));
+    if (job->v_depths) d->p[2] += vf_only(alive, load_column(job->v_depths, 1, 0, rows));
 }
 
-static void write_quaternions(const job_t *job, const projected *g, const gradients *d, int64_t first, vm alive) {
+static void write_quaternions(const job_t *job, const projected *g, const gradients *d, const lane_rows *rows, vm alive) {
     vf w = g->q[0], x = g->q[1], y = g->q[2], z = g->q[3];
     const vf(*V)[3] = d->rotation;
     vf v[4];
@@ -84,55 +84,47 @@ static void write_quaternions(const job_t *job, const projected *g, const gradie
            4.0f * z * (V[0][0] + V[1][1]);
     vf along = v[0] * w + v[1] * x + v[2] * y + v[3] * z; /* the norm does not matter: no gradient along q */
     for (int k = 0; k < 4; k++)
-        store_column(job->v_quats, 4, k, first, job->n, vf_only(alive, (v[k] - along * g->q[k]) * g->inv_norm));
+        store_column(job->v_quats, 4, k, rows, vf_only(alive, (v[k] - along * g->q[k]) * g->inv_norm));
 }
 
-static void write_gradients(const job_t *job, const projected *g, gradients *d, int64_t first, vm alive) {
+static void write_gradients(const job_t *job, const projected *g, gradients *d, const lane_rows *rows, vm alive) {
     const float *W = job->cam->rotation;
     if (job->v_means)
         for (int k = 0; k < 3; k++) {
             vf v = W[k] * d->p[0] + W[3 + k] * d->p[1] + W[6 + k] * d->p[2];
-            store_column(job->v_means, 3, k, first, job->n, vf_only(alive, v));
+            store_column(job->v_means, 3, k, rows, vf_only(alive, v));
         }
     if (job->v_scales)
-        for (int k = 0; k < 3; k++) store_column(job->v_scales, 3, k, first, job->n, vf_only(alive, d->s[k]));
-    if (job->v_quats) write_quaternions(job, g, d, first, alive);
+        for (int k = 0; k < 3; k++) store_column(job->v_scales, 3, k, rows, vf_only(alive, d->s[k]));
+    if (job->v_quats) write_quaternions(job, g, d, rows, alive);
 }
 
-static void clear_rows(const job_t *job, int64_t first) {
-    int64_t count = min_i64(LANES, job->n - first);
+static void clear_rows(const job_t *job, int64_t first, int64_t count) {
     if (job->v_means) memset(job->v_means + 3 * first, 0, count * 12);
     if (job->v_quats) memset(job->v_quats + 4 * first, 0, count * 16);
     if (job->v_scales) memset(job->v_scales + 3 * first, 0, count * 12);
     if (job->v_opacities) memset(job->v_opacities + first, 0, count * 4);
 }
 
-static void backward_lanes(const job_t *job, int64_t first, vf camera_sums[12]) {
-    float seen[LANES];
-    int64_t count = min_i64(LANES, job->n - first);
-    for (int k = 0; k < LANES; k++) seen[k] = k < count && job->radii[2 * (first + k)] > 0;
-    vm alive = vf_lt(vf_set(0), vf_load(seen));
-    if (!vm_bits(alive)) {
-        clear_rows(job, first);
-        return;
-    }
+static void backward_lanes(const job_t *job, const lane_rows *rows, vf camera_sums[12]) {
+    vm alive = vm_first(rows->count);
     projected g;
-    project_center(&g, job->cam, job->means, first, job->n);
-    project_covariance(&g, job->cam, job->quats, job->scales, first, job->n);
+    project_center(&g, job->cam, job->means, rows);
+    project_covariance(&g, job->cam, job->quats, job->scales, rows);
     gradients d = {0};
     vf v_a = vf_set(0), v_b = v_a, v_c = v_a;
     if (job->v_cov2d) {
-        v_a = vf_only(alive, load_column(job->v_cov2d, 3, 0, first, job->n));
-        v_b = vf_only(alive, load_column(job->v_cov2d, 3, 1, first, job->n));
-        v_c = vf_only(alive, load_column(job->v_cov2d, 3, 2, first, job->n));
+        v_a = vf_only(alive, load_column(job->v_cov2d, 3, 0, rows));
+        v_b = vf_only(alive, load_column(job->v_cov2d, 3, 1, rows));
+        v_c = vf_only(alive, load_column(job->v_cov2d, 3, 2, rows));
     }
-    if (job->cam->antialiased) compensation_backward(job, &g, first, alive, &v_a, &v_b, &v_c);
+    if (job->cam->antialiased) compensation_backward(job, &g, rows, alive, &v_a, &v_b, &v_c);
     covariance_backward(&d, &g, job->cam, v_a, v_b, v_c);
-    center_backward(&d, job, &g, first, alive);
-    write_gradients(job, &g, &d, first, alive);
+    center_backward(&d, job, &g, rows, alive);
+    write_gradients(job, &g, &d, rows, alive);
     if (!camera_sums) return;
     for (int k = 0; k < 3; k++) {
-        vf m = load_column(job->means, 3, k, first, job->n);
+        vf m = load_column(job->means, 3, k, rows);
         for (int i = 0; i < 3; i++) camera_sums[3 * i + k] += vf_only(alive, d.R[3 * i + k] + d.p[i] * m);
         camera_sums[9 + k] += vf_only(alive, d.p[k]);
     }
@@ -142,8 +134,14 @@ static void backward_chunk(void *context, int64_t chunk, int thread) {
     (void)thread;
     const job_t *job = context;
     vf sums[12] = {{0}};
-    int64_t end = min_i64((chunk + 1) * CHUNK, job->n);
-    for (int64_t i = chunk * CHUNK; i < end; i += LANES) backward_lanes(job, i, job->camera_sums ? sums : NULL);
+    int64_t first = chunk * CHUNK, end = min_i64(first + CHUNK, job->n);
+    int32_t visible[CHUNK];
+    int count = list_visible(job->radii, first, end, visible);
+    if (count < end - first) clear_rows(job, first, end - first);
+    for (int i = 0; i < count; i += LANES) {
+        lane_rows rows = rows_listed(visible + i, first, count - i);
+        backward_lanes(job, &rows, job->camera_sums ? sums : NULL);
+    }
     if (job->camera_sums)
         for (int k = 0; k < 12; k++) job->camera_sums[chunk][k] = vf_sum(sums[k]);
 }

@@ -1,4 +1,4 @@
-/* Sixteen Gaussians through a pinhole camera: what projection and its backward pass both compute.
+/* LANES Gaussians through a pinhole camera: what projection and its backward pass both compute.
  * Zwicker et al. 2001 (EWA splatting); the clamp of the Jacobian and the names follow 3DGS and gsplat. */
 #pragma once
 #include "internal.h"
@@ -16,34 +16,57 @@ typedef struct {
     vf det0, det;            /* determinants before and after adding eps2d */
 } projected;
 
-/* Lane k takes row first + k; past the end the last row again, so that padding never makes a NaN of its own. */
-INLINE vf load_column(const float *rows, int width, int column, int64_t first, int64_t n) {
+/* Which row each lane takes. Past the end the last row again, so that padding never makes a NaN of its own. */
+typedef struct {
+    int64_t row[LANES];
+    int count; /* lanes with a row of their own */
+} lane_rows;
+
+INLINE lane_rows rows_from(int64_t first, int64_t n) {
+    lane_rows r = {.count = (int)min_i64(LANES, n - first)};
+    for (int k = 0; k < LANES; k++) r.row[k] = first + min_int(k, r.count - 1);
+    return r;
+}
+
+INLINE lane_rows rows_listed(const int32_t *list, int64_t offset, int count) {
+    lane_rows r = {.count = min_int(LANES, count)};
+    for (int k = 0; k < LANES; k++) r.row[k] = offset + list[min_int(k, r.count - 1)];
+    return r;
+}
+
+INLINE vf load_column(const float *rows, int width, int column, const lane_rows *r) {
     float t[LANES];
-    if (first + LANES <= n)
-        for (int k = 0; k < LANES; k++) t[k] = rows[(first + k) * width + column];
-    else
-        for (int k = 0; k < LANES; k++) t[k] = rows[min_i64(first + k, n - 1) * width + column];
+    for (int k = 0; k < LANES; k++) t[k] = rows[r->row[k] * width + column];
     return vf_load(t);
 }
 
-INLINE void store_column(float *rows, int width, int column, int64_t first, int64_t n, vf value) {
-    int64_t count = min_i64(LANES, n - first);
+INLINE void store_column(float *rows, int width, int column, const lane_rows *r, vf value) {
     float t[LANES];
     vf_store(t, value);
-    for (int k = 0; k < count; k++) rows[(first + k) * width + column] = t[k];
+    for (int k = 0; k < r->count; k++) rows[r->row[k] * width + column] = t[k];
 }
 
-INLINE void project_center(projected *g, const gsopt_camera *cam, const float *means, int64_t first, int64_t n) {
+/* Lists the visible ones of a chunk of Gaussians, as offsets from its first; returns how many. */
+INLINE int list_visible(const int32_t *radii, int64_t first, int64_t end, int32_t list[CHUNK]) {
+    int count = 0;
+    for (int64_t i = first; i < end; i++) {
+        list[count] = (int32_t)(i - first);
+        count += radii[2 * i] > 0;
+    }
+    return count;
+}
+
+INLINE void project_center(projected *g, const gsopt_camera *cam, const float *means, const lane_rows *r) {
     vf m[3];
-    for (int k = 0; k < 3; k++) m[k] = load_column(means, 3, k, first, n);
+    for (int k = 0; k < 3; k++) m[k] = load_column(means, 3, k, r);
     const float *R = cam->rotation, *t = cam->translation;
     g->x = R[0] * m[0] + R[1] * m[1] + R[2] * m[2] + t[0];
     g->y = R[3] * m[0] + R[4] * m[1] + R[5] * m[2] + t[1];
     g->z = R[6] * m[0] + R[7] * m[1] + R[8] * m[2] + t[2];
 }
 
-INLINE void quaternion_rotation(projected *g, const float *quats, int64_t first, int64_t n) {
-    for (int k = 0; k < 4; k++) g->q[k] = load_column(quats, 4, k, first, n);
+INLINE void quaternion_rotation(projected *g, const float *quats, const lane_rows *r) {
+    for (int k = 0; k < 4; k++) g->q[k] = load_column(quats, 4, k, r);
     vf norm2 = g->q[0] * g->q[0] + g->q[1] * g->q[1] + g->q[2] * g->q[2] + g->q[3] * g->q[3];
     g->inv_norm = 1.0f / vf_sqrt(norm2);
     for (int k = 0; k < 4; k++) g->q[k] *= g->inv_norm;
@@ -61,7 +84,7 @@ INLINE void quaternion_rotation(projected *g, const float *quats, int64_t first,
 
 /* Needs project_center. Lanes behind the camera give garbage, never used. */
 INLINE void project_covariance(projected *g, const gsopt_camera *cam, const float *quats, const float *scales,
-                               int64_t first, int64_t n) {
+                               const lane_rows *r) {
     g->inv_z = 1.0f / g->z;
     float margin_x = 0.15f * cam->width / cam->fx, margin_y = 0.15f * cam->height / cam->fy;
     vf rx = g->x * g->inv_z, ry = g->y * g->inv_z;
@@ -71,11 +94,11 @@ INLINE void project_covariance(projected *g, const gsopt_camera *cam, const floa
     g->lim_y = vf_clamp(ry, y_low, y_high);
     g->free_x = vm_and(vf_ge(rx, x_low), vf_le(rx, x_high));
     g->free_y = vm_and(vf_ge(ry, y_low), vf_le(ry, y_high));
-    quaternion_rotation(g, quats, first, n);
+    quaternion_rotation(g, quats, r);
     vf j00 = cam->fx * g->inv_z, j11 = cam->fy * g->inv_z;
     vf j02 = -j00 * g->lim_x, j12 = -j11 * g->lim_y;
     for (int k = 0; k < 3; k++) {
-        g->s[k] = load_column(scales, 3, k, first, n);
+        g->s[k] = load_column(scales, 3, k, r);
         g->T[0][k] = j00 * cam->rotation[k] + j02 * cam->rotation[6 + k];
         g->T[1][k] = j11 * cam->rotation[3 + k] + j12 * cam->rotation[6 + k];
     }

@@ -1,12 +1,11 @@
 /* Spherical harmonics of degree 0 to 3: colour as a function of the direction from the camera.
  *
- * The basis is evaluated for sixteen Gaussians at once. The coefficients of one Gaussian lie in memory as rows of
- * three channels, so a row of fifteen floats is five bands: with the basis spread to lanes 0 0 0 1 1 1 2 2 2 ...
- * (lane 15 zero) one vector holds five bands of all channels. Constants: Sloan 2013, signs as in 3DGS.
+ * LANES visible Gaussians at once. A row of coefficients, fifteen bands of three channels, is read as a whole and turned
+ * to columns in registers. Constants: Sloan 2013, signs as in 3DGS.
  */
 #include "projection.h"
 
-#define SPREAD 5 /* bands a vector: degree 1, 2, 3 has 3, 8, 15, so as many vectors as its degree */
+#define COLUMNS 48 /* 15 bands of three channels, and padding to whole vectors */
 #define C0 0.28209479177387814f
 
 typedef struct {
@@ -21,8 +20,8 @@ typedef struct {
 } sh_job;
 
 /* Bands 1..15 at unit directions; those above the degree are zero. */
-static void basis(int degree, vf x, vf y, vf z, vf b[LANES]) {
-    for (int k = 0; k < LANES; k++) b[k] = vf_set(0);
+static void basis(int degree, vf x, vf y, vf z, vf b[15]) {
+    for (int k = 0; k < 15; k++) b[k] = vf_set(0);
     if (degree < 1) return;
     b[0] = -0.4886025119029199f * y, b[1] = 0.4886025119029199f * z, b[2] = -0.4886025119029199f * x;
     if (degree < 2) return;
@@ -39,7 +38,7 @@ static void basis(int degree, vf x, vf y, vf z, vf b[LANES]) {
 }
 
 /* Gradient of sum_k d[k] b[k] by the direction. */
-static void basis_backward(int degree, vf x, vf y, vf z, const vf d[LANES], vf v[3]) {
+static void basis_backward(int degree, vf x, vf y, vf z, const vf d[15], vf v[3]) {
     v[0] = -0.4886025119029199f * d[2], v[1] = -0.4886025119029199f * d[0], v[2] = 0.4886025119029199f * d[1];
     if (degree < 2) return;
     vf c1 = vf_set(1.0925484305920792f), c2 = vf_set(0.31539156525252005f), c3 = vf_set(0.5462742152960396f);
@@ -58,146 +57,130 @@ static void basis_backward(int degree, vf x, vf y, vf z, const vf d[LANES], vf v
             8.0f * e2 * xz * d[12] + e5 * (xx - yy) * d[13];
 }
 
-INLINE void directions(const sh_job *job, int64_t first, vf d[3], vf *inverse) {
-    for (int k = 0; k < 3; k++) d[k] = load_column(job->means, 3, k, first, job->n) - job->center[k];
+INLINE void directions(const sh_job *job, const lane_rows *rows, vf d[3], vf *inverse) {
+    for (int k = 0; k < 3; k++) d[k] = load_column(job->means, 3, k, rows) - job->center[k];
     *inverse = 1.0f / vf_sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
     for (int k = 0; k < 3; k++) d[k] *= *inverse;
 }
 
-INLINE void spread(const float *b, int vector, vf *out) { /* b: 15 bands of one Gaussian */
-    float t[LANES];
-    for (int lane = 0; lane < 15; lane++) t[lane] = b[vector * SPREAD + lane / 3];
-    t[15] = 0;
-    *out = vf_load(t);
-}
-
-/* Fifteen floats of a row (fewer at its end), the rest zero; never reads past the array. */
-INLINE vf load_bands(const sh_job *job, int64_t row, int vector) {
-    int width = 3 * job->bands, offset = 15 * vector, count = min_int(15, width - offset);
-    const float *p = job->rest + row * width + offset;
-    if (row * width + offset + LANES <= job->n * width) {
-        static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        return vf_only(vi_gt(vi_set(count), lane), vf_load(p));
-    }
-    float t[LANES] = {0};
-    memcpy(t, p, count * sizeof(float));
-    return vf_load(t);
-}
-
-static uint32_t visible_lanes(const sh_job *job, int64_t first) {
-    uint32_t bits = 0;
-    int64_t count = min_i64(LANES, job->n - first);
-    for (int k = 0; k < count; k++) bits |= (uint32_t)(job->radii[2 * (first + k)] > 0) << k;
-    return bits;
-}
-
-static void forward_lanes(const sh_job *job, int64_t first) {
-    uint32_t visible = visible_lanes(job, first);
-    int count = (int)min_i64(LANES, job->n - first);
-    memset(job->colors + 3 * first, 0, count * 12);
-    if (!visible) return;
-    vf d[3], inverse, b[LANES];
-    float bands[LANES][LANES]; /* [band][Gaussian] */
-    if (job->degree > 0) {
-        directions(job, first, d, &inverse);
-        basis(job->degree, d[0], d[1], d[2], b);
-        for (int k = 0; k < 15; k++) vf_store(bands[k], b[k]);
-    }
-    for (; visible; visible &= visible - 1) {
-        int lane = __builtin_ctz(visible);
-        float t[LANES] = {0}, own[LANES];
-        if (job->degree > 0) {
-            vf sum = vf_set(0), weight;
-            for (int k = 0; k < 15; k++) own[k] = bands[k][lane];
-            for (int v = 0; v < job->degree; v++) {
-                spread(own, v, &weight);
-                sum += weight * load_bands(job, first + lane, v);
+/* Coefficients of the bands up to the degree: columns[3 band + channel]. The rest of the last vector is not used. */
+INLINE void load_coefficients(const sh_job *job, const lane_rows *rows, vf columns[COLUMNS]) {
+    int width = 3 * job->bands, used = 3 * (job->degree * (job->degree + 2));
+    for (int first = 0; first < used; first += LANES) {
+        int safe = width - first >= LANES;
+        for (int k = 0; k < LANES; k++) {
+            const float *p = job->rest + rows->row[k] * width + first;
+            if (safe || rows->row[k] + 1 < job->n) { /* beyond the row, still inside the array */
+                columns[first + k] = vf_load(p);
+            } else {
+                float t[LANES] = {0};
+                memcpy(t, p, (width - first) * sizeof(float));
+                columns[first + k] = vf_load(t);
             }
-            vf_store(t, sum);
         }
-        for (int c = 0; c < 3; c++) {
-            float rest = ((t[c] + t[c + 3]) + (t[c + 6] + t[c + 9])) + t[c + 12];
-            float color = C0 * job->dc[3 * (first + lane) + c] + rest + 0.5f;
-            job->colors[3 * (first + lane) + c] = color > 0 ? color : 0;
-        }
+        transpose(columns + first);
     }
 }
 
-static void clear_backward(const sh_job *job, int64_t row) {
-    if (job->v_dc) memset(job->v_dc + 3 * row, 0, 12);
-    if (job->v_rest) memset(job->v_rest + row * 3 * job->bands, 0, 12 * job->bands);
+static void forward_lanes(const sh_job *job, const lane_rows *rows) {
+    vf color[3], d[3], inverse, b[15], columns[COLUMNS];
+    for (int c = 0; c < 3; c++) color[c] = C0 * load_column(job->dc, 3, c, rows) + 0.5f;
+    if (job->degree > 0) {
+        directions(job, rows, d, &inverse);
+        basis(job->degree, d[0], d[1], d[2], b);
+        load_coefficients(job, rows, columns);
+        for (int k = 0; k < job->degree * (job->degree + 2); k++)
+            for (int c = 0; c < 3; c++) color[c] += b[k] * columns[3 * k + c];
+    }
+    for (int c = 0; c < 3; c++) store_column(job->colors, 3, c, rows, vf_max(color[c], vf_set(0)));
 }
 
-/* Writes the coefficients' gradients of one row; with `dots`, also sum over channels of coefficient * gradient. */
-static void backward_row(const sh_job *job, int64_t row, const float *own, float dots[LANES]) {
-    float v[3], t[LANES];
-    for (int c = 0; c < 3; c++)
-        v[c] = job->clamped[3 * row + c] > 0 ? job->v_colors[3 * row + c] : 0; /* max(., 0) lets nothing through */
-    if (job->v_dc)
-        for (int c = 0; c < 3; c++) job->v_dc[3 * row + c] = C0 * v[c];
-    vf weight, channel = {v[0], v[1], v[2], v[0], v[1], v[2], v[0], v[1], v[2], v[0], v[1], v[2], v[0], v[1], v[2], 0};
+/* Gradients of all the coefficients, those of bands above the degree zero. v: by colour. */
+INLINE void store_coefficients(const sh_job *job, const lane_rows *rows, const vf b[15], const vf v[3]) {
     int width = 3 * job->bands;
-    for (int i = 0; 15 * i < width && job->v_rest; i++) {
-        float *out = job->v_rest + row * width + 15 * i;
-        weight = vf_set(0); /* bands of a degree that the basis does not reach */
-        if (i < LANES / SPREAD) spread(own, i, &weight);
-        vf_store(t, weight * channel);
-        memcpy(out, t, min_int(15, width - 15 * i) * sizeof(float));
+#pragma GCC unroll 12
+    for (int first = 0; first < COLUMNS; first += LANES) {
+        if (first >= width) break;
+        vf columns[LANES];
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++) columns[k] = first + k < 45 ? b[(first + k) / 3] * v[(first + k) % 3] : vf_set(0);
+        transpose(columns);
+        for (int k = 0; k < rows->count; k++)
+            vf_store_first(job->v_rest + rows->row[k] * width + first, columns[k], min_int(LANES, width - first));
     }
-    for (int i = 0; dots && i < job->degree; i++) {
-        vf_store(t, load_bands(job, row, i) * channel);
-        for (int k = 0; k < SPREAD; k++) dots[i * SPREAD + k] = t[3 * k] + t[3 * k + 1] + t[3 * k + 2];
-    }
+    for (int k = 0; k < rows->count && width > COLUMNS; k++)
+        memset(job->v_rest + rows->row[k] * width + COLUMNS, 0, (width - COLUMNS) * sizeof(float));
 }
 
-static void backward_lanes(const sh_job *job, int64_t first, vf center_sums[3]) {
-    uint32_t visible = visible_lanes(job, first);
-    int count = (int)min_i64(LANES, job->n - first), through = job->degree > 0 && (job->v_means || center_sums);
-    vf d[3], inverse, b[LANES], v[3] = {{0}};
-    float bands[LANES][LANES] = {{0}}, dots[LANES][LANES] = {{0}}; /* [band][Gaussian], [Gaussian][band] */
-    directions(job, first, d, &inverse);
-    basis(job->degree, d[0], d[1], d[2], b);
-    for (int k = 0; k < 15; k++) vf_store(bands[k], b[k]);
-    for (int lane = 0; lane < count; lane++) {
-        float own[LANES];
-        if (!(visible >> lane & 1)) {
-            clear_backward(job, first + lane);
-            continue;
-        }
-        for (int k = 0; k < LANES; k++) own[k] = bands[k][lane];
-        backward_row(job, first + lane, own, through ? dots[lane] : NULL);
+/* By the Gaussians' centres, through the direction. */
+INLINE void direction_backward(const sh_job *job, const lane_rows *rows, const vf d[3], vf inverse, const vf v[3],
+                               vf out[3]) {
+    vf columns[COLUMNS], dots[15] = {{0}}, u[3];
+    load_coefficients(job, rows, columns);
+    for (int k = 0; k < job->degree * (job->degree + 2); k++)
+        dots[k] = columns[3 * k] * v[0] + columns[3 * k + 1] * v[1] + columns[3 * k + 2] * v[2];
+    basis_backward(job->degree, d[0], d[1], d[2], dots, u);
+    vf along = u[0] * d[0] + u[1] * d[1] + u[2] * d[2]; /* the length of the direction does not matter */
+    for (int k = 0; k < 3; k++) out[k] = (u[k] - along * d[k]) * inverse;
+}
+
+static void backward_lanes(const sh_job *job, const lane_rows *rows, vf center_sums[3]) {
+    vf d[3], inverse, b[15], v[3], v_mean[3] = {{0}};
+    for (int c = 0; c < 3; c++) { /* max(., 0) lets nothing through */
+        vm shines = vf_lt(vf_set(0), load_column(job->clamped, 3, c, rows));
+        v[c] = vf_only(shines, load_column(job->v_colors, 3, c, rows));
+        if (job->v_dc) store_column(job->v_dc, 3, c, rows, C0 * v[c]);
     }
-    if (through && visible) {
-        for (int k = 0; k < 15; k++)
-            for (int lane = 0; lane < LANES; lane++) b[k][lane] = dots[lane][k];
-        vf u[3];
-        basis_backward(job->degree, d[0], d[1], d[2], b, u);
-        vf along = u[0] * d[0] + u[1] * d[1] + u[2] * d[2]; /* the length of the direction does not matter */
-        for (int k = 0; k < 3; k++) v[k] = (u[k] - along * d[k]) * inverse;
-        float seen[LANES];
-        for (int k = 0; k < LANES; k++) seen[k] = (float)(visible >> k & 1);
-        vm alive = vf_lt(vf_set(0), vf_load(seen));
-        for (int k = 0; k < 3; k++) v[k] = vf_only(alive, v[k]);
+    int through = job->degree > 0 && (job->v_means || center_sums);
+    if (!job->v_rest && !through && !job->v_means) return;
+    directions(job, rows, d, &inverse);
+    if (job->v_rest) {
+        basis(job->degree, d[0], d[1], d[2], b);
+        store_coefficients(job, rows, b, v);
     }
+    if (through) direction_backward(job, rows, d, inverse, v, v_mean);
     for (int k = 0; k < 3; k++) {
-        if (job->v_means) store_column(job->v_means, 3, k, first, job->n, v[k]);
-        if (center_sums) center_sums[k] -= v[k];
+        if (job->v_means) store_column(job->v_means, 3, k, rows, v_mean[k]);
+        if (center_sums) center_sums[k] -= vf_only(vm_first(rows->count), v_mean[k]);
     }
 }
 
 static void forward_chunk(void *context, int64_t chunk, int thread) {
     (void)thread;
     const sh_job *job = context;
-    int64_t end = min_i64((chunk + 1) * CHUNK, job->n);
-    for (int64_t i = chunk * CHUNK; i < end; i += LANES) forward_lanes(job, i);
+    int64_t first = chunk * CHUNK, end = min_i64(first + CHUNK, job->n);
+    int32_t visible[CHUNK];
+    int count = list_visible(job->radii, first, end, visible);
+    if (count < end - first) memset(job->colors + 3 * first, 0, (end - first) * 12);
+    for (int i = 0; i < count; i += LANES) {
+        lane_rows rows = rows_listed(visible + i, first, count - i);
+        forward_lanes(job, &rows);
+    }
+}
+
+/* Zeros for the rows that are not visible, which nothing else writes. */
+static void clear_hidden(const sh_job *job, int64_t first, int64_t end) {
+    int width = 3 * job->bands;
+    for (int64_t i = first; i < end; i++) {
+        if (job->radii[2 * i] > 0) continue;
+        if (job->v_dc) memset(job->v_dc + 3 * i, 0, 12);
+        if (job->v_rest) memset(job->v_rest + i * width, 0, width * sizeof(float));
+        if (job->v_means) memset(job->v_means + 3 * i, 0, 12);
+    }
 }
 
 static void backward_chunk(void *context, int64_t chunk, int thread) {
     (void)thread;
     const sh_job *job = context;
     vf sums[3] = {{0}};
-    int64_t end = min_i64((chunk + 1) * CHUNK, job->n);
-    for (int64_t i = chunk * CHUNK; i < end; i += LANES) backward_lanes(job, i, job->center_sums ? sums : NULL);
+    int64_t first = chunk * CHUNK, end = min_i64(first + CHUNK, job->n);
+    int32_t visible[CHUNK];
+    int count = list_visible(job->radii, first, end, visible);
+    if (count < end - first) clear_hidden(job, first, end);
+    for (int i = 0; i < count; i += LANES) {
+        lane_rows rows = rows_listed(visible + i, first, count - i);
+        backward_lanes(job, &rows, job->center_sums ? sums : NULL);
+    }
     if (job->center_sums)
         for (int k = 0; k < 3; k++) job->center_sums[chunk][k] = vf_sum(sums[k]);
 }

@@ -1,206 +1,237 @@
-/* L1 + D-SSIM and its gradient in two sweeps over the image.
+/* L1 + D-SSIM and its gradient in one sweep over the image.
  *
  * SSIM (Wang et al. 2004) with the window of 3DGS: 11 x 11 Gaussian, sigma 1.5, zeros outside the image, the mean over
  * all pixels and channels. The window is separable and an image row [W,3] is blurred along x with taps three floats
- * apart, so channels never have to be pulled apart. A band of rows keeps the last eleven blurred rows in a ring; every
- * row is computed the same way in whatever band it falls, and row sums are added in order.
+ * apart, so channels never have to be pulled apart. SSIM needs only the sum of both variances, so four maps are
+ * blurred: x, y, x^2 + y^2 and x y; and three more backward, the derivatives.
+ *
+ * The image is cut into strips of columns and those into bands of rows, so that what is at work stays in the second
+ * cache. Going down a band, GROUP rows from y on are multiplied and blurred along x, as many from y - 5 on get their
+ * SSIM, and from y - 10 on their gradient; blurring a group along y reads each row once. A strip is cut out with a
+ * margin, and every value is computed the same way in whatever band, strip or group.
  */
 #include "internal.h"
 
 #define TAPS 11
 #define HALF 5
-#define PAD (3 * HALF + 1) /* floats before and after a row: the reach of the window, and one to stay aligned */
-#define MAPS 5             /* blurred: x, y, x^2, y^2, x y; backward: three derivatives */
+#define MAPS 4      /* blurred: x, y, x^2 + y^2, x y */
+#define SLOPES 3    /* derivatives of SSIM by the blurred x, x^2 + y^2, x y */
+#define PAD 32      /* floats cut out on both sides of a strip: twice the reach of the window, and aligned */
+#define INNER 16    /* of those, what only the products need */
+#define STRIP 768   /* floats at most */
+#define BAND 256    /* rows at most */
+#define GROUP 8     /* rows that are blurred along y together */
+#define RING 24     /* rows that are kept: at least GROUP + TAPS - 1 */
 #define C1 (0.01f * 0.01f)
 #define C2 (0.03f * 0.03f)
 
-static const float WINDOW[TAPS] = {0.00102838f, 0.00759876f, 0.03600077f, 0.10936069f, 0.21300554f, 0.26601172f,
-                                   0.21300554f, 0.10936069f, 0.03600077f, 0.00759876f, 0.00102838f};
+static const float WINDOW[HALF + 1] = {0.26601172f, 0.21300554f, 0.10936069f, 0.03600077f, 0.00759876f, 0.00102838f};
 
 typedef struct {
-    int height, length, stride, band; /* length 3 W; stride: padded up to whole vectors */
+    int height, length, strips, strip, bands, band; /* length 3 W: floats of a row */
     const float *image, *target;
     const uint8_t *target8;
     float weight, *gradient;
-    float *derivatives[3]; /* of SSIM by the blurred x, x^2, x y: [H, stride] */
-    double (*row_sums)[2];
+    double (*sums)[2]; /* [H, strips]: L1, SSIM */
     float *scratch;
     size_t scratch_floats;
 } ssim_job;
 
-static size_t scratch_size(int stride) { return (size_t)(TAPS * MAPS + 1) * stride + (size_t)MAPS * (stride + 2 * PAD); }
+typedef struct { /* one strip of one band, and a thread's buffers */
+    const ssim_job *job;
+    int left, width, stride;         /* first float of the strip, floats, floats of a buffer's row */
+    int first, end;                  /* rows of the band */
+    float *rings, *rows, *blurred;   /* [MAPS + SLOPES, RING, stride], [MAPS + SLOPES, stride], [MAPS, GROUP, stride] */
+} ssim_strip;
 
-INLINE vf tail_only(const ssim_job *job, int i, vf value) {
-    static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return i + LANES <= job->length ? value : vf_only(vi_gt(vi_set(job->length - i), lane), value);
+static size_t scratch_size(int strip) {
+    return (size_t)((MAPS + SLOPES) * (RING + 1) + MAPS * GROUP) * (strip + 2 * PAD);
+}
+static float *row_of(const ssim_strip *s, int map) { return s->rows + (size_t)map * s->stride; }
+static float *ring_row(const ssim_strip *s, int map, int y) {
+    return s->rings + (size_t)(map * RING + (y + RING) % RING) * s->stride;
 }
 
-static void load_image_row(const ssim_job *job, int y, float *out) {
-    memcpy(out, job->image + (int64_t)y * job->length, job->length * sizeof(float));
+/* Lanes that are inside the image, from float i of a buffer's row on. */
+INLINE vm inside_image(const ssim_strip *s, int i) {
+    vi place = LANE + (s->left - PAD + i);
+    return vm_and(vi_gt(vi_set(s->job->length), place), vi_gt(place, vi_set(-1)));
 }
 
-static void load_target_row(const ssim_job *job, int y, float *out) {
+/* Floats [first, end) of a buffer's row that are inside the image. */
+INLINE void image_range(const ssim_strip *s, int *first, int *end) {
+    *first = max_int(0, PAD - s->left), *end = min_int(s->stride, s->job->length - s->left + PAD);
+}
+
+static void load_rows(const ssim_strip *s, int y, float *x, float *t) {
+    const ssim_job *job = s->job;
+    int first, end;
+    image_range(s, &first, &end);
+    int64_t at = (int64_t)y * job->length + s->left - PAD;
+    memcpy(x + first, job->image + at + first, (end - first) * sizeof(float));
     if (job->target) {
-        memcpy(out, job->target + (int64_t)y * job->length, job->length * sizeof(float));
+        memcpy(t + first, job->target + at + first, (end - first) * sizeof(float));
         return;
     }
-    const uint8_t *row = job->target8 + (int64_t)y * job->length;
-    for (int i = 0; i < job->length; i++) out[i] = row[i] * (1.0f / 255.0f);
+    const uint8_t *bytes = job->target8 + at;
+    for (int i = first; i < end; i++) t[i] = bytes[i] * (1.0f / 255.0f);
 }
 
-/* in: a row with PAD zeros on both sides, pointing at its first value */
-INLINE vf blur_x(const float *in, int i) {
-    vf sum = WINDOW[0] * vf_load(in + i - 3 * HALF);
-    for (int k = 1; k < TAPS; k++) sum += WINDOW[k] * vf_load(in + i + 3 * (k - HALF));
+INLINE vf blur_x(const float *in) { /* at *in; taps are three floats apart */
+    vf sum = WINDOW[0] * vf_load(in);
+    for (int k = 1; k <= HALF; k++) sum += WINDOW[k] * (vf_load(in - 3 * k) + vf_load(in + 3 * k));
     return sum;
 }
 
-/* The eleven rows of a map that the window covers, from the ring: row r is at slot (r + TAPS) % TAPS. */
-typedef struct {
-    const float *row[TAPS];
-} column_window;
-
-INLINE column_window window_at(const float *ring, int stride, int y) {
-    column_window w;
-    for (int k = 0; k < TAPS; k++) w.row[k] = ring + (size_t)((y + k - HALF + TAPS) % TAPS) * stride;
-    return w;
-}
-
-INLINE vf blur_y(const column_window *w, int i) {
-    vf sum = WINDOW[0] * vf_load(w->row[0] + i);
-    for (int k = 1; k < TAPS; k++) sum += WINDOW[k] * vf_load(w->row[k] + i);
-    return sum;
-}
-
-static float *ring_of(const ssim_job *job, float *scratch, int map) { return scratch + (size_t)map * TAPS * job->stride; }
-static float *row_of(const ssim_job *job, float *scratch, int map) {
-    return scratch + (size_t)(TAPS * MAPS) * job->stride + (size_t)map * (job->stride + 2 * PAD) + PAD;
-}
-
-/* Blurs row y of `maps` rows along x into the rings; a row outside the image is zeros. */
-static void push_rows(const ssim_job *job, float *scratch, int y, int maps) {
-    size_t slot = (size_t)((y + TAPS) % TAPS) * job->stride;
-    for (int m = 0; m < maps; m++) {
-        float *out = ring_of(job, scratch, m) + slot;
-        if (y < 0 || y >= job->height) {
-            memset(out, 0, job->stride * sizeof(float));
-            continue;
+/* Blurs GROUP rows of a map along y, from row y on. */
+static void blur_y(const ssim_strip *s, int map, int y, float *out) {
+    const float *rows[GROUP + 2 * HALF];
+    for (int k = 0; k < GROUP + 2 * HALF; k++) rows[k] = ring_row(s, map, y + k - HALF);
+    for (int i = INNER; i < s->stride - INNER; i += LANES) {
+        vf v[GROUP + 2 * HALF];
+#pragma GCC unroll 18
+        for (int k = 0; k < GROUP + 2 * HALF; k++) v[k] = vf_load(rows[k] + i);
+#pragma GCC unroll 8
+        for (int r = 0; r < GROUP; r++) {
+            vf sum = WINDOW[0] * v[r + HALF];
+#pragma GCC unroll 5
+            for (int k = 1; k <= HALF; k++) sum += WINDOW[k] * (v[r + HALF - k] + v[r + HALF + k]);
+            vf_store(out + r * s->stride + i, sum);
         }
-        const float *in = row_of(job, scratch, m);
-        for (int i = 0; i < job->stride; i += LANES) vf_store(out + i, blur_x(in, i));
     }
 }
 
-static void load_products(const ssim_job *job, float *scratch, int y) {
-    if (y < 0 || y >= job->height) return;
-    float *row[MAPS];
-    for (int m = 0; m < MAPS; m++) row[m] = row_of(job, scratch, m);
-    load_image_row(job, y, row[0]);
-    load_target_row(job, y, row[1]);
-    for (int i = 0; i < job->length; i += LANES) {
-        vf a = tail_only(job, i, vf_load(row[0] + i)), b = tail_only(job, i, vf_load(row[1] + i));
-        vf_store(row[2] + i, a * a), vf_store(row[3] + i, b * b), vf_store(row[4] + i, a * b);
+INLINE float *blurred_row(const ssim_strip *s, int map, int r) {
+    return s->blurred + (size_t)(map * GROUP + r) * s->stride;
+}
+
+/* Blurs row y of maps [first, last) along x into their rings; a row that is not `inside` is zeros. */
+static void push_rows(const ssim_strip *s, int first, int last, int y, int inside) {
+    for (int map = first; map < last; map++) {
+        float *out = ring_row(s, map, y);
+        const float *in = row_of(s, map);
+        if (!inside)
+            memset(out, 0, s->stride * sizeof(float));
+        else
+            for (int i = INNER; i < s->stride - INNER; i += LANES) vf_store(out + i, blur_x(in + i));
     }
 }
 
-/* SSIM of row y, its sum, and its derivatives by the three blurred maps that depend on the image. */
-static void ssim_row(const ssim_job *job, float *scratch, int y) {
-    column_window window[MAPS];
-    for (int m = 0; m < MAPS; m++) window[m] = window_at(ring_of(job, scratch, m), job->stride, y);
+static void push_products(const ssim_strip *s, int y) {
+    int inside = y >= 0 && y < s->job->height;
+    if (inside) {
+        float *x = row_of(s, 0), *t = row_of(s, 1), *squares = row_of(s, 2), *product = row_of(s, 3);
+        load_rows(s, y, x, t);
+        for (int i = 0; i < s->stride; i += LANES) { /* outside the image x and t stay zero */
+            vf a = vf_load(x + i), b = vf_load(t + i);
+            vf_store(squares + i, a * a + b * b), vf_store(product + i, a * b);
+        }
+    }
+    push_rows(s, 0, MAPS, y, inside);
+}
+
+/* SSIM of row y, the r-th of those blurred: its sum if `counted`, and the derivatives into their rows. */
+static void ssim_row(const ssim_strip *s, int y, int r, int counted) {
+    const float *blurred[MAPS];
+    float *slopes[SLOPES];
+    for (int m = 0; m < MAPS; m++) blurred[m] = blurred_row(s, m, r);
+    for (int m = 0; m < SLOPES; m++) slopes[m] = row_of(s, MAPS + m);
     vf total = vf_set(0);
-    for (int i = 0; i < job->length; i += LANES) {
-        vf b[MAPS];
-        for (int m = 0; m < MAPS; m++) b[m] = blur_y(&window[m], i);
-        vf mu_xy = b[0] * b[1], mu_xx = b[0] * b[0], mu_yy = b[1] * b[1];
-        vf a1 = 2.0f * mu_xy + C1, a2 = 2.0f * (b[4] - mu_xy) + C2;
-        vf b1 = mu_xx + mu_yy + C1, b2 = (b[2] - mu_xx) + (b[3] - mu_yy) + C2;
-        vf inverse = 1.0f / (b1 * b2), ssim = a1 * a2 * inverse;
-        total += tail_only(job, i, ssim);
-        if (!job->gradient) continue;
-        vf by_mean = 2.0f * (b[1] * (a2 - a1) * inverse - b[0] * ssim * (b2 - b1) * inverse);
-        int64_t at = (int64_t)y * job->stride + i;
-        vf_store(job->derivatives[0] + at, tail_only(job, i, by_mean));
-        vf_store(job->derivatives[1] + at, tail_only(job, i, -ssim * b1 * inverse));
-        vf_store(job->derivatives[2] + at, tail_only(job, i, 2.0f * a1 * inverse));
+    for (int i = INNER; i < s->stride - INNER; i += LANES) {
+        vm inside = inside_image(s, i);
+        vf mu_x = vf_load(blurred[0] + i), mu_y = vf_load(blurred[1] + i);
+        vf squares = vf_load(blurred[2] + i), product = vf_load(blurred[3] + i);
+        vf mu_xy = mu_x * mu_y, mu_squares = mu_x * mu_x + mu_y * mu_y;
+        vf a1 = 2.0f * mu_xy + C1, a2 = 2.0f * (product - mu_xy) + C2;
+        vf b1 = mu_squares + C1, b2 = (squares - mu_squares) + C2;
+        vf inverse = vf_only(inside, vf_reciprocal(b1 * b2)), ssim = a1 * a2 * inverse;
+        if (i >= PAD && i < PAD + s->width) total += vf_only(inside, ssim);
+        vf_store(slopes[0] + i, 2.0f * inverse * (mu_y * (a2 - a1)) - 2.0f * (mu_x * ssim * (b2 - b1) * inverse));
+        vf_store(slopes[1] + i, -ssim * b1 * inverse);
+        vf_store(slopes[2] + i, 2.0f * a1 * inverse);
     }
-    job->row_sums[y][1] = vf_sum(total);
+    if (counted) s->job->sums[(int64_t)y * s->job->strips + s->left / s->job->strip][1] = vf_sum(total);
 }
 
-static float *begin_band(const ssim_job *job, int thread) {
-    float *scratch = job->scratch + (size_t)thread * job->scratch_floats;
-    for (int m = 0; m < MAPS; m++) /* the pads, and what lies between length and stride */
-        memset(row_of(job, scratch, m) - PAD, 0, (job->stride + 2 * PAD) * sizeof(float));
-    return scratch;
-}
-
-static void ssim_band(void *context, int64_t band, int thread) {
-    const ssim_job *job = context;
-    float *scratch = begin_band(job, thread);
-    int first = (int)band * job->band, end = min_int(first + job->band, job->height);
-    for (int y = first - HALF; y < end + HALF; y++) {
-        load_products(job, scratch, y);
-        push_rows(job, scratch, y, MAPS);
-        if (y - HALF >= first) ssim_row(job, scratch, y - HALF);
-    }
-}
-
-/* Row y of the loss's gradient; its L1 sum with it. x, t: the row of the image and of the target. */
-static void gradient_row(const ssim_job *job, float *scratch, int y) {
-    float *x = row_of(job, scratch, 3), *t = row_of(job, scratch, 4);
-    load_image_row(job, y, x), load_target_row(job, y, t);
+/* Row y of the loss's gradient, the r-th of those blurred, and its L1 sum. */
+static void gradient_row(const ssim_strip *s, int y, int r) {
+    const ssim_job *job = s->job;
+    float *x = row_of(s, 0), *t = row_of(s, 1);
+    load_rows(s, y, x, t);
     float n = (float)job->height * job->length, by_l1 = (1 - job->weight) / n, by_ssim = job->weight / n;
-    column_window window[3];
-    for (int m = 0; m < 3; m++) window[m] = window_at(ring_of(job, scratch, m), job->stride, y);
+    const float *blurred[SLOPES];
+    for (int m = 0; m < SLOPES; m++) blurred[m] = blurred_row(s, m, r);
     vf total = vf_set(0), zero = vf_set(0);
-    for (int i = 0; i < job->length; i += LANES) {
-        vf a = vf_load(x + i), b = vf_load(t + i), difference = tail_only(job, i, a - b);
+    int end = min_int(s->width, job->length - s->left);
+    for (int i = 0; i < end; i += LANES) {
+        vf a = vf_load(x + PAD + i), b = vf_load(t + PAD + i), difference = vf_only(vm_first(end - i), a - b);
         total += vf_max(difference, -difference);
         if (!job->gradient) continue;
-        vf d0 = blur_y(&window[0], i), d1 = blur_y(&window[1], i), d2 = blur_y(&window[2], i);
+        vf by_mean = vf_load(blurred[0] + PAD + i), by_squares = vf_load(blurred[1] + PAD + i);
+        vf by_product = vf_load(blurred[2] + PAD + i);
         vf sign = vf_only(vf_lt(zero, difference), vf_set(by_l1)) - vf_only(vf_lt(difference, zero), vf_set(by_l1));
-        vf value = sign - by_ssim * (d0 + 2.0f * a * d1 + b * d2);
-        float *out = job->gradient + (int64_t)y * job->length + i;
-        if (i + LANES <= job->length)
+        vf value = sign - by_ssim * (by_mean + 2.0f * a * by_squares + b * by_product);
+        float *out = job->gradient + (int64_t)y * job->length + s->left + i;
+        if (i + LANES <= end)
             vf_store(out, value);
         else
-            memcpy(out, &value, (job->length - i) * sizeof(float));
+            vf_store_first(out, value, end - i);
     }
-    job->row_sums[y][0] = vf_sum(total);
+    job->sums[(int64_t)y * job->strips + s->left / job->strip][0] = vf_sum(total);
 }
 
-static void gradient_band(void *context, int64_t band, int thread) {
+/* SSIM of rows [y, y + GROUP), and what of it the gradient needs. */
+static void ssim_group(const ssim_strip *s, int y) {
+    const ssim_job *job = s->job;
+    for (int m = 0; m < MAPS; m++) blur_y(s, m, y, blurred_row(s, m, 0));
+    for (int r = 0; r < GROUP; r++) {
+        int inside = y + r >= 0 && y + r < job->height;
+        if (inside) ssim_row(s, y + r, r, y + r >= s->first && y + r < s->end);
+        if (job->gradient) push_rows(s, MAPS, MAPS + SLOPES, y + r, inside);
+    }
+}
+
+static void gradient_group(const ssim_strip *s, int y) {
+    for (int m = 0; s->job->gradient && m < SLOPES; m++) blur_y(s, MAPS + m, y, blurred_row(s, m, 0));
+    for (int r = max_int(0, s->first - y); r < min_int(GROUP, s->end - y); r++) gradient_row(s, y + r, r);
+}
+
+static void ssim_task(void *context, int64_t task, int thread) {
     const ssim_job *job = context;
-    float *scratch = begin_band(job, thread);
-    int first = (int)band * job->band, end = min_int(first + job->band, job->height);
-    for (int y = first - HALF; y < end + HALF; y++) {
-        if (job->gradient) {
-            for (int m = 0; m < 3 && y >= 0 && y < job->height; m++)
-                memcpy(row_of(job, scratch, m), job->derivatives[m] + (int64_t)y * job->stride, job->stride * sizeof(float));
-            push_rows(job, scratch, y, 3);
-        }
-        if (y - HALF >= first) gradient_row(job, scratch, y - HALF);
+    int left = (int)(task % job->strips) * job->strip, first = (int)(task / job->strips) * job->band;
+    int end = min_int(first + job->band, job->height), stride = job->strip + 2 * PAD;
+    float *rings = job->scratch + (size_t)thread * job->scratch_floats;
+    float *rows = rings + (size_t)(MAPS + SLOPES) * RING * stride, *blurred = rows + (size_t)(MAPS + SLOPES) * stride;
+    ssim_strip s = {job, left, job->strip, stride, first, end, rings, rows, blurred};
+    memset(rows, 0, (size_t)(MAPS + SLOPES) * stride * sizeof(float));
+    for (int y = first - 2 * HALF; y - 2 * HALF < end; y += GROUP) {
+        for (int r = 0; r < GROUP; r++) push_products(&s, y + r);
+        if (y + GROUP - HALF > first - HALF) ssim_group(&s, y - HALF);
+        if (y + GROUP - 2 * HALF > first) gradient_group(&s, y - 2 * HALF);
     }
 }
 
 static int photometric_locked(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
                       const float *target, float weight, double *sums, float *gradient) {
-    int length = 3 * width, stride = (int)div_up(length, LANES) * LANES, threads = pool_threads();
-    size_t map = (size_t)height * stride, each = scratch_size(stride);
-    if (buffer_reserve(&f->loss_rows, height * sizeof(double[2])) ||
-        buffer_reserve(&f->loss_scratch, threads * each * sizeof(float)) ||
-        (gradient && buffer_reserve(&f->loss_maps, 3 * map * sizeof(float))))
+    int length = 3 * width, strips = (int)div_up(length, STRIP), threads = pool_threads();
+    int strip = (int)div_up(div_up(length, strips), 16) * 16;
+    strips = (int)div_up(length, strip);
+    int bands = (int)div_up(height, BAND), tasks = bands * strips;
+    if (tasks % threads) bands = (int)div_up(div_up(tasks, threads) * threads, strips); /* as many for each thread */
+    int band = (int)div_up(height, min_int(bands, height));
+    size_t each = scratch_size(strip), rows = (size_t)height * strips;
+    if (buffer_reserve(&f->loss_sums, rows * sizeof(double[2])) ||
+        buffer_reserve(&f->loss_scratch, threads * each * sizeof(float)))
         return GSOPT_NO_MEMORY;
-    int turns = (int)div_up(height, threads * 128); /* bands of at most 128 rows, as many for each thread */
-    ssim_job job = {.height = height, .length = length, .stride = stride, .band = (int)div_up(height, threads * turns),
-                    .image = image, .target = target, .target8 = target8, .weight = weight, .gradient = gradient,
-                    .row_sums = f->loss_rows.data, .scratch = f->loss_scratch.data, .scratch_floats = each};
-    for (int m = 0; gradient && m < 3; m++) job.derivatives[m] = (float *)f->loss_maps.data + m * map;
+    ssim_job job = {.height = height, .length = length, .strips = strips, .strip = strip, .band = band,
+                    .bands = (int)div_up(height, band), .image = image, .target = target, .target8 = target8,
+                    .weight = weight, .gradient = gradient, .sums = f->loss_sums.data,
+                    .scratch = f->loss_scratch.data, .scratch_floats = each};
     stage_clock clock = stage_begin();
-    parallel_for(div_up(height, job.band), ssim_band, &job);
-    parallel_for(div_up(height, job.band), gradient_band, &job);
+    parallel_for((int64_t)job.bands * strips, ssim_task, &job);
     stage_end(&clock, STAGE_LOSS);
     sums[0] = sums[1] = 0;
-    for (int y = 0; y < height; y++) sums[0] += job.row_sums[y][0], sums[1] += job.row_sums[y][1];
+    for (size_t i = 0; i < rows; i++) sums[0] += job.sums[i][0], sums[1] += job.sums[i][1];
     sums[0] /= (double)height * length, sums[1] /= (double)height * length;
     return 0;
 }

@@ -1,7 +1,7 @@
 /* What forward and backward compositing share: a tile's splats made ready, and one block's alphas.
  *
- * A tile is 16 x 16 pixels in sixteen blocks of 4 x 4; a block is one vector, lane 4 row + column. A pixel's
- * coordinates are counted from the tile's corner. */
+ * A tile is 16 x 16 pixels in sixteen blocks of 4 x 4. A block is PARTS vectors, pixel 4 row + column; its coordinates
+ * are counted from the tile's corner. */
 #pragma once
 #include "internal.h"
 
@@ -32,11 +32,11 @@ INLINE block_alpha evaluate(const float *s, vf x, vf y) {
     return r;
 }
 
-/* Pixel coordinates of the lanes of block 0; block b adds 4 (b % 4), 4 (b / 4). */
-static const vf LANE_X = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
-static const vf LANE_Y = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
-INLINE vf block_x(int block) { return LANE_X + (float)(BLOCK * (block % 4)); }
-INLINE vf block_y(int block) { return LANE_Y + (float)(BLOCK * (block / 4)); }
+/* Pixel coordinates of part p of a block. */
+static const float PIXEL_X[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+static const float PIXEL_Y[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+INLINE vf block_x(int block, int p) { return vf_load(PIXEL_X + p * LANES) + (float)(BLOCK * (block % 4)); }
+INLINE vf block_y(int block, int p) { return vf_load(PIXEL_Y + p * LANES) + (float)(BLOCK * (block / 4)); }
 
 /* Bit b is set where block b of the tile has a pixel inside the image. */
 INLINE uint32_t blocks_inside(const gsopt_frame *f, int tile_x, int tile_y) {
@@ -47,20 +47,21 @@ INLINE uint32_t blocks_inside(const gsopt_frame *f, int tile_x, int tile_y) {
 }
 
 /* Reads channel c of a block's pixels from an image [H,W,channels]; outside the image it is 0. */
-INLINE vf gather_block(const float *image, const gsopt_frame *f, int channels, int c, int tile_x, int tile_y, int block) {
-    float t[LANES] = {0};
+INLINE void gather_block(vf out[PARTS], const float *image, const gsopt_frame *f, int channels, int c, int tile_x,
+                         int tile_y, int block) {
+    float t[16] = {0};
     int px = tile_x * TILE + BLOCK * (block % 4), py = tile_y * TILE + BLOCK * (block / 4);
     int columns = min_int(BLOCK, f->width - px), rows = min_int(BLOCK, f->height - py);
     for (int row = 0; row < rows; row++)
         for (int column = 0; column < columns; column++)
             t[BLOCK * row + column] = image[((int64_t)(py + row) * f->width + px + column) * channels + c];
-    return vf_load(t);
+    memcpy(out, t, sizeof t);
 }
 
 INLINE void scatter_block(float *image, const gsopt_frame *f, int channels, int c, int tile_x, int tile_y, int block,
-                          vf value) {
-    float t[LANES];
-    vf_store(t, value);
+                          const vf value[PARTS]) {
+    float t[16];
+    memcpy(t, value, sizeof t);
     int px = tile_x * TILE + BLOCK * (block % 4), py = tile_y * TILE + BLOCK * (block / 4);
     int columns = min_int(BLOCK, f->width - px), rows = min_int(BLOCK, f->height - py);
     for (int row = 0; row < rows; row++)

@@ -1,8 +1,9 @@
-/* Sixteen float lanes with one source for every instruction set.
+/* One source for every instruction set: vectors of LANES floats, as wide as a register of the target.
  *
- * The arithmetic is written with the vector extension of gcc and clang, which both lower to whatever registers
- * the target has (one of 512 bits, two of 256, four of 128). Only what that extension lacks (comparison masks,
- * min/max, bit masks, compaction) is spelled out per instruction set below.
+ * The arithmetic is written with the vector extension of gcc and clang. A vector wider than the registers would be
+ * lowered to memory by gcc, so LANES is 16 with AVX-512, 8 with AVX and 4 elsewhere, and code that works on sixteen
+ * pixels loops over PARTS vectors. Only what the extension lacks (comparison masks, min/max, bit masks) is spelled
+ * out per instruction set below.
  */
 #pragma once
 #include <math.h>
@@ -14,11 +15,18 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__AVX512F__)
 #define LANES 16
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef float vf_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t vi_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define PARTS (16 / LANES) /* vectors of sixteen floats */
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t vi_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vf vf_load(const float *p) { return *(const vf_unaligned *)p; }
@@ -27,6 +35,27 @@ INLINE vf vf_set(float s) { return s - (vf){0}; }
 INLINE vi vi_set(int32_t s) { return s - (vi){0}; }
 INLINE vi vi_load(const int32_t *p) { return *(const vi_unaligned *)p; }
 INLINE void vi_store(int32_t *p, vi a) { *(vi_unaligned *)p = a; }
+
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+
+/* Lanes of a and b in turn: the first halves, the second halves. */
+#if LANES == 16
+INLINE vf zip_low(vf a, vf b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+INLINE vf zip_high(vf a, vf b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+static const vi LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+INLINE vf zip_low(vf a, vf b) { return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE vf zip_high(vf a, vf b) { return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+static const vi LANE = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+INLINE vf zip_low(vf a, vf b) { return SHUFFLE(a, b, 0, 4, 1, 5); }
+INLINE vf zip_high(vf a, vf b) { return SHUFFLE(a, b, 2, 6, 3, 7); }
+static const vi LANE = {0, 1, 2, 3};
+#endif
 
 #if defined(__AVX512F__)
 typedef __mmask16 vm; /* one bit a lane */
@@ -39,16 +68,21 @@ INLINE vm vi_gt(vi a, vi b) { return _mm512_cmpgt_epi32_mask(VI(a), VI(b)); }
 INLINE vm vm_and(vm a, vm b) { return a & b; }
 INLINE vm vm_andnot(vm a, vm b) { return (vm)(~a & b); }
 INLINE uint32_t vm_bits(vm m) { return m; }
+INLINE vm vm_from_bits(uint32_t bits) { return (vm)bits; }
 INLINE vf vf_sel(vm m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, VF(b), VF(a)); }
 INLINE vi vi_sel(vm m, vi a, vi b) { return (vi)_mm512_mask_blend_epi32(m, VI(b), VI(a)); }
 INLINE vf vf_only(vm m, vf a) { return (vf)_mm512_maskz_mov_ps(m, VF(a)); }
 INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps(VF(a), VF(b)); }
 INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps(VF(a), VF(b)); }
+INLINE vf vf_sqrt(vf a) { return (vf)_mm512_sqrt_ps(VF(a)); }
+INLINE vf vf_ceil(vf a) { return (vf)_mm512_roundscale_ps(VF(a), _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
 /* 1 / a to 1 ulp or so: 14 bits from the table, one Newton step */
 INLINE vf vf_reciprocal(vf a) {
     vf r = (vf)_mm512_rcp14_ps(VF(a));
     return r * (2.0f - a * r);
 }
+/* Adds `bit` in the lanes of m. */
+INLINE vi vi_or(vi a, vm m, int32_t bit) { return (vi)_mm512_mask_or_epi32(VI(a), m, VI(a), _mm512_set1_epi32(bit)); }
 #else
 typedef vi vm; /* all ones or all zeros a lane */
 INLINE vm vf_ge(vf a, vf b) { return (vm)(a >= b); }
@@ -57,72 +91,54 @@ INLINE vm vf_lt(vf a, vf b) { return (vm)(a < b); }
 INLINE vm vi_gt(vi a, vi b) { return (vm)(a > b); }
 INLINE vm vm_and(vm a, vm b) { return a & b; }
 INLINE vm vm_andnot(vm a, vm b) { return ~a & b; }
+INLINE vm vm_from_bits(uint32_t bits) { return (vm)(((vi_set((int32_t)bits) >> LANE) & 1) != 0); }
 INLINE vf vf_only(vm m, vf a) { return (vf)(m & (vi)a); }
 INLINE vf vf_sel(vm m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
 INLINE vi vi_sel(vm m, vi a, vi b) { return (m & a) | (~m & b); }
+INLINE vi vi_or(vi a, vm m, int32_t bit) { return a | (m & bit); }
+INLINE vf vf_reciprocal(vf a) { return 1.0f / a; }
 #if defined(__AVX__)
-#define PARTS 2
-typedef __m256 part;
-#define PART_MIN _mm256_min_ps
-#define PART_MAX _mm256_max_ps
-INLINE uint32_t vm_bits(vm m) {
-    __m256 h[2];
-    memcpy(h, &m, sizeof h);
-    return (uint32_t)_mm256_movemask_ps(h[0]) | (uint32_t)_mm256_movemask_ps(h[1]) << 8;
+INLINE vf vf_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vf vf_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+INLINE vf vf_ceil(vf a) { return (vf)_mm256_ceil_ps((__m256)a); }
+INLINE uint32_t vm_bits(vm m) { return (uint32_t)_mm256_movemask_ps((__m256)m); }
+#else
+INLINE vf vf_ceil(vf a) {
+    for (int i = 0; i < LANES; i++) a[i] = ceilf(a[i]);
+    return a;
 }
-#elif defined(__SSE2__)
-#define PARTS 4
-typedef __m128 part;
-#define PART_MIN _mm_min_ps
-#define PART_MAX _mm_max_ps
-INLINE uint32_t vm_bits(vm m) {
-    __m128 h[4];
-    memcpy(h, &m, sizeof h);
-    return (uint32_t)_mm_movemask_ps(h[0]) | (uint32_t)_mm_movemask_ps(h[1]) << 4 |
-           (uint32_t)_mm_movemask_ps(h[2]) << 8 | (uint32_t)_mm_movemask_ps(h[3]) << 12;
-}
+#if defined(__SSE2__)
+INLINE vf vf_min(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
+INLINE vf vf_max(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
+INLINE vf vf_sqrt(vf a) { return (vf)_mm_sqrt_ps((__m128)a); }
+INLINE uint32_t vm_bits(vm m) { return (uint32_t)_mm_movemask_ps((__m128)m); }
 #elif defined(__aarch64__)
-#define PARTS 4
-typedef float32x4_t part;
-#define PART_MIN vminq_f32
-#define PART_MAX vmaxq_f32
+INLINE vf vf_min(vf a, vf b) { return (vf)vminnmq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vf vf_max(vf a, vf b) { return (vf)vmaxnmq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vf vf_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
 INLINE uint32_t vm_bits(vm m) {
-    static const uint32_t weight[LANES] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    uint32x4_t h[4];
-    memcpy(h, &m, sizeof h);
-    uint32x4_t sum = vandq_u32(h[0], vld1q_u32(weight));
-    for (int i = 1; i < 4; i++) sum = vorrq_u32(sum, vandq_u32(h[i], vld1q_u32(weight + 4 * i)));
-    return vaddvq_u32(sum);
+    static const uint32_t weight[LANES] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32((uint32x4_t)m, vld1q_u32(weight)));
 }
-#endif
-#if defined(PARTS)
-#define BY_PARTS(name, operation)                                                                                    \
-    INLINE vf name(vf a, vf b) {                                                                                     \
-        part x[PARTS], y[PARTS];                                                                                     \
-        memcpy(x, &a, sizeof x), memcpy(y, &b, sizeof y);                                                            \
-        for (int i = 0; i < PARTS; i++) x[i] = operation(x[i], y[i]);                                                \
-        memcpy(&a, x, sizeof x);                                                                                     \
-        return a;                                                                                                    \
-    }
-BY_PARTS(vf_min, PART_MIN)
-BY_PARTS(vf_max, PART_MAX)
 #else
 INLINE vf vf_min(vf a, vf b) { return vf_sel(vf_lt(a, b), a, b); }
 INLINE vf vf_max(vf a, vf b) { return vf_sel(vf_lt(b, a), a, b); }
+INLINE vf vf_sqrt(vf a) {
+    for (int i = 0; i < LANES; i++) a[i] = __builtin_sqrtf(a[i]);
+    return a;
+}
 INLINE uint32_t vm_bits(vm m) {
     uint32_t bits = 0;
     for (int i = 0; i < LANES; i++) bits |= (uint32_t)(m[i] & 1) << i;
     return bits;
 }
 #endif
-INLINE vf vf_reciprocal(vf a) { return 1.0f / a; }
+#endif
 #endif
 
 INLINE vf vf_clamp(vf a, vf lo, vf hi) { return vf_max(lo, vf_min(a, hi)); }
-INLINE vf vf_sqrt(vf a) {
-    for (int i = 0; i < LANES; i++) a[i] = __builtin_sqrtf(a[i]);
-    return a;
-}
+INLINE vm vm_first(int count) { return vi_gt(vi_set(count), LANE); } /* the first lanes */
 INLINE float vf_sum(vf a) { /* always added in the same order */
     float t[LANES];
     memcpy(t, &a, sizeof t);
@@ -131,13 +147,68 @@ INLINE float vf_sum(vf a) { /* always added in the same order */
     return t[0];
 }
 
-/* 2^x for x <= 1, flushed to 2^-126 below it. 2^f on [-1/2, 1/2] is a polynomial of degree 5, fitted to a relative
- * error of 8e-8 (least squares on Chebyshev nodes). */
+/* Stores the first `count` lanes and touches nothing behind them. */
+INLINE void vf_store_first(float *p, vf a, int count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), VF(a));
+#else
+    memcpy(p, &a, count * sizeof(float));
+#endif
+}
+
+/* The loops below are spelled out for the compiler: left as loops, the vectors would live in memory. */
+INLINE void zip_rows(const vf in[LANES], vf out[LANES]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES / 2; i++) {
+        out[2 * i] = zip_low(in[i], in[i + LANES / 2]);
+        out[2 * i + 1] = zip_high(in[i], in[i + LANES / 2]);
+    }
+}
+
+/* Rows of LANES vectors to columns, in place. */
+INLINE void transpose(vf v[LANES]) {
+    vf t[LANES];
+#if LANES == 8
+    vf last[LANES];
+    zip_rows(v, t), zip_rows(t, last), zip_rows(last, v);
+#else
+    zip_rows(v, t), zip_rows(t, v);
+#endif
+#if LANES == 16
+    zip_rows(v, t), zip_rows(t, v);
+#endif
+}
+
+INLINE void fold_rows(vf v[LANES], int half) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; i++) v[i] = zip_low(v[i], v[i + half]) + zip_high(v[i], v[i + half]);
+}
+
+/* Lane k is the sum over the lanes of v[k], each added in the same order. */
+INLINE vf sums_of_lanes(vf v[LANES]) {
+    if (LANES == 16) fold_rows(v, 8);
+    if (LANES >= 8) fold_rows(v, 4);
+    fold_rows(v, 2), fold_rows(v, 1);
+    return v[0];
+}
+
+/* 2^x for x <= 1; what is below 2^-126 is 0 or 2^-126. The fraction's power is a polynomial of degree 5, fitted to a
+ * relative error of 8e-8 (least squares on Chebyshev nodes). */
 INLINE vf vf_exp2(vf x) {
+#if defined(__AVX512DQ__)
+    vf f = (vf)_mm512_reduce_ps(VF(x), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); /* in [0, 1); scalef adds the floor */
+    vf p = vf_set(0x1.ec320ap-10f);
+    p = p * f + 0x1.26900cp-7f;
+    p = p * f + 0x1.c95446p-5f;
+    p = p * f + 0x1.ebd5a8p-3f;
+    p = p * f + 0x1.62e4f6p-1f;
+    p = p * f + 0x1.fffffep-1f;
+    return (vf)_mm512_scalef_ps(VF(p), VF(x));
+#else
     x = vf_max(x, vf_set(-126.0f));
     const vf magic = vf_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest integer */
     vf shifted = x + magic;
-    vf f = x - (shifted - magic);
+    vf f = x - (shifted - magic); /* in [-1/2, 1/2] */
     vf p = vf_set(0x1.5bc922p-10f);
     p = p * f + 0x1.3d0ba4p-7f;
     p = p * f + 0x1.c6b782p-5f;
@@ -145,6 +216,7 @@ INLINE vf vf_exp2(vf x) {
     p = p * f + 0x1.62e428p-1f;
     p = p * f + 0x1.000002p+0f;
     return (vf)((vi)p + ((vi)shifted << 23));
+#endif
 }
 
 /* log2 x for normal x > 0: exponent plus 2 atanh((m - 1) / (m + 1)) / ln 2 with m in [sqrt(1/2), sqrt(2)); the
