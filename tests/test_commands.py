@@ -53,6 +53,18 @@ def test_train_says_what_it_does(ball, tmp_path, capsys):
         assert word in out
 
 
+def test_a_run_never_loads_the_compiler_of_torch(ball, tmp_path):
+    """It takes longer to load than all the rest."""
+    flags = ["train", "--scene", str(ball), "--output", str(tmp_path / "a"), "--iterations", "20", *QUICK]
+    program = (
+        f"import sys; from gsopt.commands import main; main({flags}); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_train_writes_to_output_by_default(ball, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # also twice within a second

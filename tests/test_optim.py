@@ -1,5 +1,8 @@
 """Optimizers by name, and what frozen means, to the bit."""
 
+import inspect
+import pickle
+
 import pytest
 import torch
 from optimizing import gaussian_groups, same, train
@@ -36,6 +39,33 @@ def test_every_optimizer_of_torch_trains_the_model(name):
     assert type(optimizer).__name__.lower() == name.lower()
     train(optimizer, steps=2)
     assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_steps_have_the_bits_of_torch_own_optimizer(name):
+    ours, theirs = GaussianModel(50), GaussianModel(50)
+    optimizer = build_optimizer(name, gaussian_groups(ours))
+    plain = next(
+        value for key, value in vars(torch.optim).items() if key.lower() == name and isinstance(value, type)
+    )
+    assert isinstance(optimizer, plain)
+    known = inspect.signature(plain).parameters
+    options = {key: value for key, value in optimizer.defaults.items() if key in known}
+    torch_own = plain(gaussian_groups(theirs), **options)
+    for each in (optimizer, torch_own):
+        train(each, steps=3)
+    assert same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+    kept, wanted = optimizer.state_dict(), torch_own.state_dict()
+    assert kept["param_groups"] == wanted["param_groups"]
+    assert all(same(kept["state"][i], wanted["state"][i]) for i in wanted["state"])
+
+
+def test_an_optimizer_is_pickled_as_that_of_torch():
+    optimizer = build_optimizer("adam", gaussian_groups(GaussianModel(3)))
+    train(optimizer, steps=1)
+    copy = pickle.loads(pickle.dumps(optimizer))
+    assert type(copy) is torch.optim.Adam
+    train(copy, steps=1)
 
 
 def test_adam_has_the_epsilon_of_the_original_unless_told():

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input or a file or memory that cannot be had (one line
 traceback), 130 interrupted.
 """
 
+import gc
 import importlib
 import sys
 import warnings
@@ -21,6 +22,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by the first argument; the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not gc.get_freeze_count():
+        gc.freeze()  # torch's modules are here to stay: no collection has to look through them again
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
