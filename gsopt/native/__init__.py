@@ -134,7 +134,7 @@ def stage_seconds() -> dict[str, float]:
 
 
 def fma_peak(seconds: float = 0.1) -> float:
-    """The most floating-point operations a second that the kernel's threads could do, a multiply-add being two.
+    """The most floating-point operations a second that the kernel's threads could do; a multiply-add is two.
 
     Measured anew at each call, for about `seconds` (above 0), with the instructions of the variant in use.
     """
@@ -197,14 +197,29 @@ class Frame:
         while cls._idle:
             library().gsopt_frame_free(cls._idle.pop())
 
+    @classmethod
+    def idle_bytes(cls) -> int:
+        """Size of the buffers of the frames that are kept for the next to use."""
+        return sum(library().gsopt_frame_bytes(handle) for handle in cls._idle)
+
+    @classmethod
+    def idle_work(cls) -> dict[str, int]:
+        """`work` of the idle frame that was dropped last after a backward pass; empty where there is none."""
+        each = (_work(handle) for handle in reversed(cls._idle))
+        return next((work for work in each if work["backward_blocks"]), {})
+
     @property
     def work(self) -> dict[str, int]:
         """Size of the last rendering: what counts for its time."""
-        counts = (_LONG * 4)()
-        library().gsopt_frame_work(self.handle, counts)
-        return dict(zip(("visible", "pairs", "forward_blocks", "backward_blocks"), counts, strict=True))
+        return _work(self.handle)
 
     @property
     def nbytes(self) -> int:
         """Size of the buffers in bytes."""
         return library().gsopt_frame_bytes(self.handle)
+
+
+def _work(handle: int) -> dict[str, int]:
+    counts = (_LONG * 4)()
+    library().gsopt_frame_work(handle, counts)
+    return dict(zip(("visible", "pairs", "forward_blocks", "backward_blocks"), counts, strict=True))
