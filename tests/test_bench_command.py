@@ -162,11 +162,22 @@ def test_cuda_is_refused_in_one_line_where_there_is_none(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_every_table_in_one_run(tmp_path, capsys):
-    found = written(
-        tmp_path / "a.json", "--sizes", "small", "--isas", "--growth", "--freeze-sets", "--threads", 1, 2
-    )
-    assert {"threads", "freeze_sets", "isas", "growth_of_gaussians", "growth_of_pixels"} <= set(found)
-    exponents = found["growth_of_gaussians"]["exponents"]
-    assert 0.3 < exponents["step"] < 1.2
-    assert found["growth_of_pixels"]["exponents"]["loss"] == pytest.approx(1.0, abs=0.25)
+def test_tables_of_the_kernel_at_a_real_size(tmp_path, capsys):
+    flags = ("--isas", "--freeze-sets", "--threads", 1, 2)
+    found = written(tmp_path / "a.json", "--sizes", "small", *flags)
+    assert list(found["isas"]) == native.available_isas()
+    rows = {tuple(row["frozen"]): row["median_seconds"] for row in found["freeze_sets"]}
+    assert rows["xyz", "scaling", "rotation", "opacity"] < rows[()]
+    out = capsys.readouterr().out
+    for title in ("threads (30,000", "frozen attributes (30,000", "instruction sets (30,000"):
+        assert title in out
+
+
+@pytest.mark.slow
+def test_growth_at_real_sizes(tmp_path):
+    found = written(tmp_path / "a.json", "--sizes", TINY, "--growth")
+    by_gaussians, by_pixels = found["growth_of_gaussians"], found["growth_of_pixels"]
+    assert 0.3 < by_gaussians["exponents"]["step"] < 1.2
+    assert by_pixels["exponents"]["loss"] == pytest.approx(1.0, abs=0.25)
+    assert by_gaussians["bytes_each"] > 0
+    assert by_pixels["bytes_each"] > 0
