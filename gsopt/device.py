@@ -45,6 +45,12 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now; on a CPU it always counts from the start of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it, so that a clock means something."""
     if device.type == "cuda":

@@ -99,6 +99,7 @@ class Trainer:
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
         self.monitor = Monitor(None)
         self._reported = (0, 0.0)  # step and training seconds at the last report
+        self.history: list[Metrics] = []  # a test of this session each, see `_remember`
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
         if saved:
             self._resume(saved)
@@ -293,8 +294,22 @@ class Trainer:
             self._save_ply()
         if step in config.test_iterations:
             self._require_finite()
-            mean = self.evaluate()["test" if self.scene.test else "train"]
+            mean = self._remember(self.evaluate())
             progress.say(f"iteration {step:,}: PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
+
+    def _remember(self, metrics: Metrics) -> Metrics:
+        """Put a test of now into the history; the means that it is about."""
+        mean = metrics["test" if self.scene.test else "train"]
+        self.history.append(
+            {
+                "iteration": self.step,
+                "seconds": self.clock.read()["train"],
+                "psnr": mean["psnr"],
+                "ssim": mean["ssim"],
+                "gaussians": self.model.num_gaussians,
+            }
+        )
+        return mean
 
     def _require_finite(self) -> None:
         """Nothing good is overwritten by a model that has diverged: the run ends here."""
@@ -322,11 +337,14 @@ class Trainer:
     def _finish(self) -> Metrics:
         """Save the end of the run, measure it, and write metrics.json and a picture."""
         self.save()
-        metrics = self.evaluate(sheet=self.run.picture) | {
+        metrics = self.evaluate(sheet=self.run.picture)
+        self._remember(metrics)
+        metrics |= {
             "iterations": self.step,
             "gaussians": self.model.num_gaussians,
             "seconds": {part: round(value, 3) for part, value in self.clock.read().items()},
             "peak_memory_bytes": peak_memory(self.device),
+            "history": self.history,
         }
         write_json(self.run.metrics, metrics)
         return metrics

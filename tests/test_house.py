@@ -39,7 +39,8 @@ HOUSE = {
 BELOW = set(HOUSE)
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"}
 HOUSE["trainer"] = BELOW | {"config"}
-HOUSE["commands"] = BELOW | {"config", "trainer", "commands"}
+HOUSE["bench"] = BELOW | {"config", "trainer"}
+HOUSE["commands"] = BELOW | {"config", "trainer", "bench", "commands"}
 HOUSE["__main__"] = {"commands"}
 
 

@@ -39,6 +39,7 @@ _SIGNATURES = {
     "gsopt_stages": (_INT, []),
     "gsopt_stage_name": (ctypes.c_char_p, [_INT]),
     "gsopt_stage_seconds": (None, [_POINTER]),
+    "gsopt_fma_peak": (_INT, [ctypes.c_double, ctypes.POINTER(ctypes.c_double)]),
     "gsopt_frame_new": (_POINTER, []),
     "gsopt_frame_free": (None, [_POINTER]),
     "gsopt_frame_bytes": (_LONG, [_POINTER]),
@@ -132,6 +133,18 @@ def stage_seconds() -> dict[str, float]:
     return {kernel.gsopt_stage_name(i).decode(): value for i, value in enumerate(seconds)}
 
 
+def fma_peak(seconds: float = 0.1) -> float:
+    """The most floating-point operations a second that the kernel's threads could do; a multiply-add is two.
+
+    Measured anew at each call, for about `seconds` (above 0), with the instructions of the variant in use.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds: expected more than 0, found {seconds}")
+    found = ctypes.c_double()
+    check(library().gsopt_fma_peak(seconds, found))
+    return found.value
+
+
 def pointer(tensor: Tensor | None) -> int | None:
     """Address of a tensor's data; it must be in the CPU's memory, contiguous, and outlive the call."""
     if tensor is None:
@@ -178,14 +191,35 @@ class Frame:
         else:
             library().gsopt_frame_free(self.handle)
 
+    @classmethod
+    def free_idle(cls) -> None:
+        """Give back the memory of the frames that are kept for the next to use."""
+        while cls._idle:
+            library().gsopt_frame_free(cls._idle.pop())
+
+    @classmethod
+    def idle_bytes(cls) -> int:
+        """Size of the buffers of the frames that are kept for the next to use."""
+        return sum(library().gsopt_frame_bytes(handle) for handle in cls._idle)
+
+    @classmethod
+    def idle_work(cls) -> dict[str, int]:
+        """`work` of the idle frame that was dropped last after a backward pass; empty where there is none."""
+        each = (_work(handle) for handle in reversed(cls._idle))
+        return next((work for work in each if work["backward_blocks"]), {})
+
     @property
     def work(self) -> dict[str, int]:
         """Size of the last rendering: what counts for its time."""
-        counts = (_LONG * 4)()
-        library().gsopt_frame_work(self.handle, counts)
-        return dict(zip(("visible", "pairs", "forward_blocks", "backward_blocks"), counts, strict=True))
+        return _work(self.handle)
 
     @property
     def nbytes(self) -> int:
         """Size of the buffers in bytes."""
         return library().gsopt_frame_bytes(self.handle)
+
+
+def _work(handle: int) -> dict[str, int]:
+    counts = (_LONG * 4)()
+    library().gsopt_frame_work(handle, counts)
+    return dict(zip(("visible", "pairs", "forward_blocks", "backward_blocks"), counts, strict=True))

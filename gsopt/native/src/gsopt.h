@@ -35,6 +35,9 @@ EXPORT int gsopt_stages(void);
 EXPORT const char *gsopt_stage_name(int which);
 EXPORT void gsopt_stage_seconds(double *seconds);
 
+/* measure.c: the processor's peak in multiply-adds (2 operations each) on all threads, measured for about `seconds` */
+EXPORT int gsopt_fma_peak(double seconds, double *flops_per_second);
+
 EXPORT gsopt_frame *gsopt_frame_new(void);
 EXPORT void gsopt_frame_free(gsopt_frame *frame);
 EXPORT int64_t gsopt_frame_bytes(const gsopt_frame *frame);
