@@ -44,7 +44,7 @@ def render_view(
         packed=False,
         **options,
     )
-    return images[0], info
+    return images.squeeze(0), info  # its gradient is a view, that of images[0] a copy
 
 
 @torch.no_grad()

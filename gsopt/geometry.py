@@ -158,7 +158,11 @@ def quat_scale_to_covar(quats: Tensor, scales: Tensor) -> Tensor:
 
 def camera_centers(viewmats: Tensor) -> Tensor:
     """Positions of cameras in world units, from world-to-camera matrices. [..., 4, 4] -> [..., 3]"""
-    return torch.linalg.inv(viewmats)[..., :3, 3]
+    # Cramer's rule on the upper rows, of any scale or skew; a general inverse takes as long as a small stage.
+    a, b, c = viewmats[..., :3, :3].unbind(-2)  # rows
+    bc, ca, ab = torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)
+    x, y, z = viewmats[..., :3, 3:].unbind(-2)  # [..., 1]
+    return -(x * bc + y * ca + z * ab) / (a * bc).sum(-1, keepdim=True)
 
 
 def inverse_sigmoid(probability: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gsopt.native import Frame, check, library, pointer
+from gsopt.native import Frame, check, library, pointer, workspace
 
 SSIM_WINDOW = 11  # pixels
 SSIM_SIGMA = 1.5  # pixels
@@ -112,7 +112,7 @@ class _Photometric(torch.autograd.Function):
         height, width, _ = image.shape
         bytes_given = target.dtype == torch.uint8
         target = target if bytes_given else target.float()
-        gradient = torch.empty_like(image) if ctx.needs_input_grad[0] else None
+        gradient = workspace.empty("v_image", image.shape) if ctx.needs_input_grad[0] else None
         frame = Frame()  # lends its buffers until the call is over
         sums = torch.empty(2, dtype=torch.float64, device="cpu")
         check(
@@ -137,4 +137,5 @@ class _Photometric(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.gradient * v_loss, None, None
+        # Usually this is the whole loss: then the gradient is the kernel's as it is.
+        return ctx.gradient if v_loss.item() == 1 else ctx.gradient * v_loss, None, None

@@ -199,7 +199,9 @@ class Trainer:
 
     def _build_optimizer(self) -> None:
         """Groups, optimizer and schedules over the model's parameters as they are, at step 0."""
-        self.optimizer = build_optimizer(self.config.optimizer, build_groups(self.model, self.specs))
+        native = self.device.type == "cpu" and self.config.backend == "auto"
+        groups = build_groups(self.model, self.specs)
+        self.optimizer = build_optimizer(self.config.optimizer, groups, native=native)
         self.scheduler = build_scheduler(self.optimizer, self.specs)
 
     def _step_background(self) -> Tensor:

@@ -32,7 +32,7 @@ HOUSE = {
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets"},
     "groups": {"schedules"},
-    "optim": {"groups", "schedules"},
+    "optim": {"native"},
     "strategy": {"surgery", "geometry", "schedules"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }

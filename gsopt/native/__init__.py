@@ -29,6 +29,17 @@ class Camera(ctypes.Structure):
     )
 
 
+class AdamTensor(ctypes.Structure):
+    """`gsopt_adam_tensor` of src/gsopt.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("parameter", "gradient", "average", "square")),
+        ("n", _LONG),
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "step")),
+        *((name, ctypes.c_int32) for name in ("decoupled", "maximize")),
+    )
+
+
 # Result and argument types of each function of src/gsopt.h, in its order.
 _SIGNATURES = {
     "gsopt_abi": (_INT, []),
@@ -52,6 +63,7 @@ _SIGNATURES = {
     "gsopt_rasterize": (_INT, [_POINTER, _INT, *[_POINTER] * 3]),
     "gsopt_rasterize_backward": (_INT, [_POINTER, _INT, *[_POINTER] * 8]),
     "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
+    "gsopt_adam": (_INT, [_INT, ctypes.POINTER(AdamTensor)]),
 }
 
 

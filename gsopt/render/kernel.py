@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gsopt.native import Camera, Frame, check, library, pointer
+from gsopt.native import Camera, Frame, check, library, pointer, workspace
 from gsopt.render.call import RenderCall
 
 
@@ -80,9 +80,11 @@ class Project(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         shape = (call.num_cameras, call.num_gaussians)
         inputs = [tensor.contiguous() for tensor in (means, quats, scales, opacities)]
-        means2d, covars2d = means.new_empty(*shape, 2), means.new_empty(*shape, 3)
-        depths, radii = means.new_empty(shape), means.new_empty(*shape, 2, dtype=torch.int32)
-        compensated = means.new_empty(shape if call.antialiased else (call.num_cameras, 0))
+        means2d = workspace.empty("means2d", (*shape, 2))
+        covars2d = workspace.empty("covars2d", (*shape, 3))
+        depths = workspace.empty("depths", shape)
+        radii = workspace.empty("radii", (*shape, 2), torch.int32)
+        compensated = workspace.empty("compensated", shape if call.antialiased else (call.num_cameras, 0))
         cameras = [_camera(call, c) for c in range(call.num_cameras)]
         for c, (frame, camera) in enumerate(zip(frames, cameras, strict=True)):
             outputs = (radii[c], means2d[c], covars2d[c], depths[c])
@@ -116,8 +118,8 @@ class Project(torch.autograd.Function):
         total: list[Tensor | None] = [None] * 4
         for c in range(call.num_cameras):
             outputs = [
-                torch.empty_like(tensor) if want else None
-                for want, tensor in zip(wanted, inputs, strict=True)
+                workspace.empty(f"v_{name}", tensor.shape) if want else None
+                for name, want, tensor in zip(_GEOMETRY, wanted, inputs, strict=True)
             ]
             v_camera = None if v_viewmats is None else v_viewmats.new_empty(12)
             grads_c = (None if grad is None else grad[c] for grad in (v_means2d, v_covars2d, v_depths))
@@ -140,6 +142,9 @@ class Project(torch.autograd.Function):
         return None, None, *total, v_viewmats
 
 
+_GEOMETRY = ("means", "quats", "scales", "opacities")  # the inputs of `Project` that get gradients
+
+
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Sum of two gradients, either of which may be absent."""
     return b if a is None else a if b is None else a.add_(b)
@@ -153,7 +158,7 @@ class Harmonics(torch.autograd.Function):
         ctx: Any, degree: int, means: Tensor, centers: Tensor, first: Tensor, others: Tensor, radii: Tensor
     ) -> Tensor:
         means, centers, first, others = (t.contiguous() for t in (means, centers, first, others))
-        colors = means.new_empty(*radii.shape[:2], 3)
+        colors = workspace.empty("colors", (*radii.shape[:2], 3))
         for c in range(len(radii)):
             arguments = (means, centers[c], *_of_camera(c, first, others), radii[c], colors[c])
             check(library().gsopt_sh(len(means), degree, others.shape[-2], *map(pointer, arguments)))
@@ -172,10 +177,12 @@ class Harmonics(torch.autograd.Function):
         for c in range(len(radii)):
             of_camera = _of_camera(c, first, others)
             outputs = [
-                torch.empty_like(tensor) if want else None
-                for want, tensor in zip(ctx.needs_input_grad[3:5], of_camera, strict=True)
+                workspace.empty(name, tensor.shape) if want else None
+                for name, want, tensor in zip(
+                    ("v_first", "v_others"), ctx.needs_input_grad[3:5], of_camera, strict=True
+                )
             ]
-            v_camera_means = torch.empty_like(means) if ctx.needs_input_grad[1] else None
+            v_camera_means = workspace.empty("v_means", means.shape) if ctx.needs_input_grad[1] else None
             arguments = (means, centers[c], *of_camera, radii[c], colors[c], v_colors[c])
             arguments += (*outputs, v_camera_means, None if v_centers is None else v_centers[c])
             check(
@@ -220,8 +227,8 @@ class Rasterize(torch.autograd.Function):
         backgrounds: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         channels = values.shape[-1]
-        images = means2d.new_empty(len(frames), call.height, call.width, channels)
-        alphas = means2d.new_empty(len(frames), call.height, call.width, 1)
+        images = workspace.empty("images", (len(frames), call.height, call.width, channels))
+        alphas = workspace.empty("alphas", (len(frames), call.height, call.width, 1))
         values = values.contiguous()
         backgrounds = None if backgrounds is None else backgrounds.contiguous()
         for c, frame in enumerate(frames):
@@ -246,12 +253,17 @@ class Rasterize(torch.autograd.Function):
         v_images = v_images.contiguous()
         v_alphas = None if v_alphas is None else v_alphas.contiguous()
         _, _, _, _, _, geometry, opacity, color, behind = ctx.needs_input_grad
-        v_means2d = v_images.new_empty(*shape, 2) if geometry or ctx.watch.asks_gradient() else None
-        v_absolute = v_images.new_empty(*shape, 2) if call.absgrad else None
-        v_covars2d = v_images.new_empty(*shape, 3) if geometry else None
-        v_opacities = v_images.new_empty(shape) if opacity else None
-        v_values = v_images.new_empty(*shape, channels) if color else None
-        outputs = (v_means2d, v_absolute, v_covars2d, v_values, v_opacities)
+        outputs = (
+            workspace.empty(name, (*shape, *size)) if wanted else None
+            for name, size, wanted in (
+                ("v_means2d", (2,), geometry or ctx.watch.asks_gradient()),
+                ("v_absolute", (2,), call.absgrad),
+                ("v_covars2d", (3,), geometry),
+                ("v_values", (channels,), color),
+                ("v_splat_opacities", (), opacity),
+            )
+        )
+        v_means2d, v_absolute, v_covars2d, v_values, v_opacities = outputs = tuple(outputs)
         for c, frame in enumerate(ctx.frames):
             if ctx.colors_change:
                 check(library().gsopt_set_colors(frame.handle, channels, pointer(values[c])))

@@ -78,3 +78,14 @@ EXPORT int gsopt_rasterize_backward(gsopt_frame *frame, int channels, const floa
  * [H,W,3] or NULL. sums: mean L1, mean SSIM. The frame lends its loss buffers only. */
 EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const float *image, const uint8_t *target8,
                              const float *target, float weight, double *sums, float *gradient);
+
+/* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included. */
+typedef struct {
+    float *parameter;
+    const float *gradient;
+    float *average, *square; /* the moments */
+    int64_t n;
+    double lr, beta1, beta2, eps, weight_decay, step;
+    int32_t decoupled, maximize;
+} gsopt_adam_tensor;
+EXPORT int gsopt_adam(int count, const gsopt_adam_tensor *tensors);

@@ -1,4 +1,4 @@
-"""Optimizers by name, and optimizer state that is matched by parameter name instead of by order.
+"""Optimizer state that is matched by parameter name instead of by order.
 
 torch matches a saved optimizer state to parameters by their position (pytorch#1489): with the layers in
 another order it either fails in the next `step()` or silently swaps moments. :func:`load_optimizer_state`
@@ -7,24 +7,17 @@ is the cure, for the optimizers of any module.
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gsopt.errors import InputError
+from gsopt.optim.build import tensors_of
 
-_REFUSED = {
-    "lbfgs": "it takes no parameter groups and evaluates the loss several times a step",
-    "muon": "it takes only matrices, and these parameters have one to three dimensions",
-    "sparseadam": "it takes only sparse gradients, and these are dense",
-}
-_DEFAULTS = {"adam": {"eps": 1e-15}, "adamw": {"eps": 1e-15}}  # as in 3DGS: gradients there are tiny
 _HOW_NOT_WHAT = {
     "params",
     "param_names",
@@ -36,52 +29,6 @@ _HOW_NOT_WHAT = {
     "differentiable",
 }
 _ABSENT = "absent"
-
-
-def build_optimizer(name: str, groups: Iterable[dict[str, Any]], **args: Any) -> Optimizer:
-    """An optimizer of `torch.optim` by its name, in small letters or not: "adam", "sgd", "rmsprop", ...
-
-    Adam and AdamW get ``eps=1e-15`` unless `args` has another. A fused kernel is used where there is one for
-    the devices of all parameters and `args` does not choose otherwise: it is the fastest, and on a CPU its
-    results have the same bits for any number of threads.
-
-    Args:
-        name: of the optimizer.
-        groups: parameter groups, as from `gsopt.build_groups`.
-        args: options for all groups that do not state the option themselves.
-
-    Raises:
-        InputError: unknown name, an optimizer that cannot train Gaussians (the message says why), an
-            unknown option or value, or an option that would have no effect because every group states its
-            own.
-    """
-    groups = list(groups)
-    cls = _optimizer_class(name)
-    known = [option for option in inspect.signature(cls).parameters if option != "params"]
-    unknown = [option for option in args if option not in known]
-    if unknown:
-        raise InputError(
-            f"optimizer {name}: no such option: {', '.join(unknown)}; choose from {', '.join(known)}"
-        )
-    idle = [option for option in args if all(option in group for group in groups)]
-    if idle:
-        raise InputError(
-            f"optimizer {name}: {', '.join(idle)}: has no effect, as each group states its own; "
-            "set it in the groups"
-        )
-    decayed = [group["name"] for group in groups if group.get("weight_decay") and "weight_decay" not in known]
-    if decayed:
-        raise InputError(
-            f"optimizer {name}: has no weight decay, but these groups ask for it: {', '.join(decayed)}; "
-            "set theirs to 0"
-        )
-    options = {"lr": 0.0} | _DEFAULTS.get(name.lower(), {}) | args
-    if "fused" in known and not {"fused", "foreach", "differentiable", "capturable"} & set(args):
-        options["fused"] = all(_has_fused_kernel(parameter) for parameter in _tensors(groups)) or None
-    try:
-        return (cls if options.get("differentiable") else _light(cls))(groups, **options)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"optimizer {name}: {error}; change the option") from error
 
 
 @dataclass
@@ -158,7 +105,7 @@ def load_optimizer_state(
     """
     own_dict = optimizer.state_dict()
     saved, own = _both_sides(state_dict, own_dict, names)
-    parameters = dict(zip(own, _tensors(optimizer.param_groups), strict=True))
+    parameters = dict(zip(own, tensors_of(optimizer.param_groups), strict=True))
     report = LoadReport(unexpected=[name for name in saved if name not in own])
     state = dict(own_dict["state"])
     for name, (index, position) in own.items():
@@ -295,7 +242,7 @@ def _expected_state(
     """
     if optimizer.state.get(parameter):
         made, sizes = optimizer.state[parameter], {}
-    elif type(optimizer).__module__.startswith("torch.optim."):
+    elif type(optimizer).__module__.startswith(("torch.optim.", "gsopt.optim.")):
         primes = (2, 3, 5, 7, 11, 13)[: parameter.dim()]
         sizes = dict(zip(primes, parameter.shape, strict=True))
         trial = torch.zeros(primes, dtype=parameter.dtype, device=parameter.device)
@@ -311,49 +258,3 @@ def _expected_state(
         key: tuple(sizes.get(size, size) for size in value.shape) if isinstance(value, Tensor) else None
         for key, value in made.items()
     }
-
-
-def _optimizer_class(name: str) -> type[Optimizer]:
-    classes = {
-        key.lower(): value
-        for key, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
-    }
-    refused = _REFUSED.get(name.lower())
-    if refused:
-        raise InputError(f"optimizer {name}: cannot train Gaussians: {refused}; choose another, such as adam")
-    if name.lower() not in classes:
-        choices = ", ".join(sorted(set(classes) - set(_REFUSED)))
-        raise InputError(f"optimizer {name}: no such optimizer; choose from {choices}")
-    return classes[name.lower()]
-
-
-class _Light:
-    """Methods of `Optimizer` without torch's wrappers, for `_light`; pickled as torch's own class."""
-
-    add_param_group = inspect.unwrap(Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(Optimizer.zero_grad)
-    state_dict = inspect.unwrap(Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
-
-    def __reduce__(self) -> tuple:
-        return object.__new__, (type(self).__bases__[1],), self.__getstate__()
-
-
-@cache
-def _light(cls: type[Optimizer]) -> type[Optimizer]:
-    """A class of torch without the wrappers that tell `torch.compile` about it; all else is the same.
-
-    The first call of such a wrapper loads the compiler, 800 modules that nothing here uses: that was two
-    fifths of the time from the start of a run to its first step, and 80 MB.
-    """
-    step = torch.no_grad()(inspect.unwrap(cls.step))
-    return type(cls.__name__, (_Light, cls), {"step": step, "__module__": cls.__module__})
-
-
-def _tensors(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
-    return [entry[1] if isinstance(entry, tuple) else entry for group in groups for entry in group["params"]]
-
-
-def _has_fused_kernel(parameter: Tensor) -> bool:
-    return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
