@@ -93,6 +93,8 @@ class TrainConfig:
     """Steps after which one more band is used. Scaled, at least 100."""
     background: Literal["auto", "white", "black", "random"] = "auto"
     """Behind the Gaussians; auto: white for photos with transparency, black for others."""
+    coarse_to_fine: bool = True
+    """Start at a quarter of the resolution, for a tenth of the run, then half, until three tenths."""
     antialiased: bool = False
     """Compensate the opacity of Gaussians thinner than a pixel (Mip-Splatting's 2D filter)."""
     ssim_weight: float = 0.2
@@ -105,7 +107,7 @@ class TrainConfig:
     exclude: tuple[str, ...] = ()
     """Attributes left out of the optimizer altogether."""
     fit_rates: bool = True
-    """Raise the rates of scaling and colours in runs of under 7,000 iterations; rates given are as given."""
+    """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
     groups: Groups = field(default_factory=Groups)
     # which Gaussians there are
     strategy: Literal["default", "none"] = "default"
@@ -282,21 +284,19 @@ class TrainConfig:
         )
 
 
-FITTED_RATES = {  # attribute -> largest factor on its rate, power of 7,000 / iterations
-    "scaling": (4.0, 0.5),
-    "feature_dc": (2.0, 0.25),
-    "feature_rest": (2.0, 0.25),
-}
+FITTED_RATES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation")  # opacity is fast enough as it is
+LARGEST_FIT = 4.0
 
 
 def fitted_rate(attribute: str, iterations: int) -> float:
-    """Factor on the original learning rate of an attribute in a run of so many iterations; 1 from 7,000 on.
+    """Factor on the original learning rate of an attribute in a run of so many iterations: √(7,000 / iterations).
 
-    The original rates are made for 30,000 iterations. In a short run scales and colours do not get to where
-    they should be; docs/results.md has what this brings.
+    At most 4, and 1 from 7,000 iterations on. The original rates are made for 30,000: with them, in a short
+    run, nothing but opacities gets to where it should be; docs/performance.md has what this brings.
     """
-    limit, power = FITTED_RATES.get(attribute, (1.0, 0.0))
-    return min(limit, max(1.0, (FIRST_LOOK / iterations) ** power))
+    if attribute not in FITTED_RATES:
+        return 1.0
+    return min(LARGEST_FIT, max(1.0, math.sqrt(FIRST_LOOK / iterations)))
 
 
 LARGEST_SEED = 2**63 - 2  # torch takes 64 bits with a sign, and a run uses the next one, too

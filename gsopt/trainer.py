@@ -20,6 +20,7 @@ from gsopt import checkpoint, pictures
 from gsopt.cameras import camera_to_json
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
+from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, peak_memory, pick_device
 from gsopt.errors import InputError
@@ -32,6 +33,7 @@ from gsopt.monitor import LOSSES_EVERY, PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state
 from gsopt.rundir import read_json, write_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
+from gsopt.schedules import reduction
 from gsopt.strategy import Refinement, Strategy
 
 SAVED = (  # in every checkpoint
@@ -95,6 +97,7 @@ class Trainer:
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
         self.step = 0
+        self.views = ViewPyramid(self.scene.train)
         self.order = ViewOrder(len(self.scene.train), config.seed)
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
         self.monitor = Monitor(None)
@@ -112,7 +115,7 @@ class Trainer:
     def train_step(self) -> StepResult:
         """One view, one update of every group that is not frozen, and what the strategy makes of it."""
         self.step += 1
-        view = self.scene.train[self.order.next()]
+        view = self.views.view(self.order.next(), self.reduction)
         background = self._step_background()
         photo = self._photo(view, background)
 
@@ -162,6 +165,11 @@ class Trainer:
         """Highest band of the harmonics in use: one more after every `sh_degree_every` steps."""
         risen = max(self.step - 1, 0) // self.config.sh_degree_every
         return min(self.first_sh_degree + risen, self.model.max_sh_degree)
+
+    @property
+    def reduction(self) -> int:
+        """What the sides of this step's image are divided by: 4, then 2, then 1."""
+        return reduction(self.step, self.config.schedule_iterations) if self.config.coarse_to_fine else 1
 
     @torch.no_grad()
     def evaluate(self, sheet: Path | None = None) -> Metrics:

@@ -1,7 +1,7 @@
 """Adam and AdamW of torch with their arithmetic in the CPU kernel: one call for all groups, on all threads.
 
-State, options and results are those of torch's own classes, to float rounding; a `state_dict` of one loads into the
-other. The bits do not depend on the number of threads.
+State, options and results are those of torch's own classes, to float rounding; a `state_dict` of one loads
+into the other. The bits do not depend on the number of threads.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class _NativeStep:
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. `closure` computes the loss anew, as in torch."""
+        """One update of every parameter that has a gradient; `closure` computes the loss anew, as in torch."""
         if not self._fits():
             return super().step(closure)
         loss = None

@@ -71,8 +71,6 @@ def build_optimizer(
         raise InputError(f"optimizer {name}: {error}; change the option") from error
 
 
-
-
 def _optimizer_class(name: str) -> type[Optimizer]:
     classes = {
         key.lower(): value

@@ -1,0 +1,62 @@
+"""Training views at a fraction of their resolution, for the start of a run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsopt.datasets.scene import View
+
+SMALLEST = 120  # pixels: no view's longest side gets shorter; below, what is learnt is soon unlearnt
+
+
+class ViewPyramid:
+    """The views of a scene, each reduced when it is first asked for at a factor.
+
+    Only those of the factor last asked for are kept, so they take at most a quarter of the photos' own memory.
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self._views = views
+        self._factor = 1
+        self._reduced: dict[int, View] = {}
+
+    def view(self, index: int, factor: int) -> View:
+        """View `index` with sides divided by `factor` (1, 2, 4, ...), or by less where it would get tiny."""
+        if factor != self._factor:
+            self._factor, self._reduced = factor, {}
+        view = self._views[index]
+        while factor > 1 and max(view.camera.width, view.camera.height) < factor * SMALLEST:
+            factor //= 2
+        if factor == 1:
+            return view
+        if index not in self._reduced:
+            self._reduced[index] = reduce_view(view, factor)
+        return self._reduced[index]
+
+
+def reduce_view(view: View, factor: int) -> View:
+    """The view with each `factor` x `factor` pixels averaged to one; what does not fill one is cut off.
+
+    A pixel of the result sees just what its pixels saw, so the intrinsics are those of the view / `factor`.
+    """
+    camera = view.camera
+    width, height = camera.width // factor, camera.height // factor
+    scale = torch.tensor([1 / factor, 1 / factor, 1.0], device=camera.K.device)
+    return View(
+        camera=replace(camera, width=width, height=height, K=camera.K * scale[:, None]),
+        image=_average(view.image[: height * factor, : width * factor], factor),
+        path=view.path,
+    )
+
+
+def _average(image: Tensor, factor: int) -> Tensor:
+    """uint8 [H, W, 3 or 4] -> [H / factor, W / factor, 3 or 4]; colours weigh as much as they are opaque."""
+    from PIL import Image  # at call time: importing gsopt imports no PIL
+
+    pixels = Image.fromarray(np.ascontiguousarray(image.numpy()))
+    if pixels.mode == "RGBA":
+        return torch.from_numpy(np.array(pixels.convert("RGBa").reduce(factor).convert("RGBA")))
+    return torch.from_numpy(np.array(pixels.reduce(factor)))
