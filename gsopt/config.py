@@ -289,7 +289,7 @@ LARGEST_FIT = 4.0
 
 
 def fitted_rate(attribute: str, iterations: int) -> float:
-    """Factor on the original learning rate of an attribute in a run of so many iterations: √(7,000 / iterations).
+    """Factor on the original learning rate of an attribute: √(7,000 / iterations of the run).
 
     At most 4, and 1 from 7,000 iterations on. The original rates are made for 30,000: with them, in a short
     run, nothing but opacities gets to where it should be; docs/performance.md has what this brings.

@@ -170,7 +170,8 @@ def reduction(step: int, iterations: int) -> int:
     """Factor by which step `step` of a run, counted from 1, divides the sides of its images: 4, 2, then 1.
 
     Few pixels decide where the first Gaussians go as well as many do, in a fraction of the time
-    (DashGaussian, Chen et al. 2025). The last 70% of a run, and all but the first 750 steps, are at full resolution.
+    (DashGaussian, Chen et al. 2025). The last 70% of a run, and all but its first 750 steps,
+    are at full resolution.
     """
     for factor, part, most in COARSE_TO_FINE:
         if step <= min(part * iterations, most):

@@ -36,7 +36,7 @@ def counts(gaussians: int, pixels: int, work: Mapping[str, float]) -> dict[str, 
     }
 
 
-_ALPHA = 23  # of a lane (tile.h, vec.h): u 4, v 2, exponent 4, 2^x 13
+_ALPHA = 21  # of a lane (tile.h, vec.h): u 4, v 2, exponent 4, 2^x 11 (with AVX-512; 13 without)
 _RECOMPUTED = 18 + 146  # projection.h: project_center, project_covariance
 _ADAM = Cost(  # parameter and two moments read and written, gradient read; moments 3 + 4, root 3, update 3
     bytes={"gaussian": 7 * 4 * FLOATS},
@@ -44,21 +44,21 @@ _ADAM = Cost(  # parameter and two moments read and written, gradient read; mome
 )
 
 COSTS = {
-    # in: means 12, quats 16, scales 12, opacities 4; out: radii 8, means2d 8, cov2d 12, depths 4, rects 8,
-    # offsets 4, splats 64; on top of the projection: log2 15, square roots, culling and fields 33
-    "project": Cost(bytes={"gaussian": 44 + 44, "visible": 64}, flops={"gaussian": _RECOMPUTED + 48}),
-    # offsets read and written; depth read, key and id written; three passes read keys twice and ids once, and
+    # in: means 12, quats 16, scales 12, opacities 4; out: radii 8, means2d 8, cov2d 12, depths 4,
+    # footprints 32, splats 64; on top of the projection: log2 15, square roots, culling and fields 33
+    "project": Cost(bytes={"gaussian": 44 + 64, "visible": 64}, flops={"gaussian": _RECOMPUTED + 48}),
+    # the footprint read; depth read, key and id written; three passes read keys twice and ids once, and
     # write both
-    "sort": Cost(bytes={"gaussian": 8, "visible": 12 + 3 * 20}),
-    # id 4, rect 8, splat 64, offset 4; an entry a pair
-    "bin": Cost(bytes={"visible": 80, "pair": 8}),
+    "sort": Cost(bytes={"gaussian": 32, "visible": 12 + 3 * 20}),
+    # twice id 4 and footprint 32, of which 8 are written; an entry a pair
+    "bin": Cost(bytes={"visible": 2 * 44, "pair": 8}),
     # radii 8, colours 12; mean 12, coefficients 192; direction 13, basis 48, products 96, 3
     "sh": Cost(bytes={"gaussian": 20, "visible": 204}, flops={"visible": 13 + 48 + 99}),
     # entry 8, splat 64, mask 2; image 12, alpha 4, transmittance 4, stop 4; weight 1, T 1, three channels 6
     "forward": Cost(bytes={"pair": 74, "pixel": 24}, flops={"forward lane": _ALPHA + 8}),
-    # image 12 and photo 3, twice; three maps written and read 72; gradient 12. A value, of three a pixel:
-    # products 3, blurs of 5 and of 3 maps along x and y 336, SSIM 32, gradient 10, photo 2
-    "loss": Cost(bytes={"pixel": 114}, flops={"pixel": 3 * 383}),
+    # image 12 and photo 3, twice; gradient 12. A value, of three a pixel: products 4, blurs of 4 and of 3 maps
+    # along x and y 7 x 2 x 16, SSIM 32, gradient 10, photo 2
+    "loss": Cost(bytes={"pixel": 42}, flops={"pixel": 3 * 272}),
     # entry 8, mask 2, splat 64, record 48, touched 1; gradient of the image 12, transmittance 4, stop 4.
     # 1 - alpha 1, reciprocal 3, T and weight 2, channels 12, gradient of alpha 3, behind 2, moments 12
     "backward": Cost(bytes={"pair": 123, "pixel": 20}, flops={"backward lane": _ALPHA + 35}),

@@ -128,10 +128,10 @@ def _around(size: Size, views: int, generator: torch.Generator) -> Scene:
 
 
 def still(config: TrainConfig) -> TrainConfig:
-    """The same settings, quiet, with learning rates of 0 and a densification that only gathers statistics."""
+    """The same settings, quiet, at full resolution, with learning rates of 0, only gathering statistics."""
     groups = Groups(**{name: GroupOptions(lr=0.0) for name in ATTRIBUTES})
     densify = DefaultStrategy(refine_start_iter=NEVER, refine_stop_iter=NEVER, reset_every=NEVER)
-    return replace(config, groups=groups, densify=densify, quiet=True)
+    return replace(config, groups=groups, densify=densify, coarse_to_fine=False, quiet=True)
 
 
 def trainer_of(size: Size, freeze: Sequence[str] = (), views: int = VIEWS, **settings: Any) -> Trainer:

@@ -15,7 +15,7 @@ SMALLEST = 120  # pixels: no view's longest side gets shorter; below, what is le
 class ViewPyramid:
     """The views of a scene, each reduced when it is first asked for at a factor.
 
-    Only those of the factor last asked for are kept, so they take at most a quarter of the photos' own memory.
+    Only those of the factor last asked for are kept: at most a quarter of the photos' own memory.
     """
 
     def __init__(self, views: Sequence[View]) -> None:

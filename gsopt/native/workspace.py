@@ -1,7 +1,8 @@
 """Memory for tensors that a training step makes anew each time: kept by the kernel's callers, not by malloc.
 
-A fresh tensor of some megabytes comes from the operating system page by page, which costs more than to fill it. Here a
-tensor that is asked for under a name gets the memory of an earlier one of that name, once nobody holds that any more.
+A fresh tensor of some megabytes comes from the operating system page by page, which costs more than to fill
+it. Here a tensor that is asked for under a name gets the memory of an earlier one of that name, once nobody
+holds that any more.
 """
 
 import math

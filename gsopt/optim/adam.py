@@ -18,7 +18,7 @@ class _NativeStep:
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; `closure` computes the loss anew, as in torch."""
+        """One update of every parameter that has a gradient; `closure` computes the loss, as in torch."""
         if not self._fits():
             return super().step(closure)
         loss = None
