@@ -238,3 +238,24 @@ def test_what_the_kernel_lacks_is_named(change, argument):
 
 def test_tolerance_is_that_of_the_promise():
     assert TOLERANCE == 1e-4
+
+
+def test_a_picture_may_be_changed_in_place():
+    """It lies in memory that is used again, which autograd must not see."""
+    call = dict(
+        means=torch.tensor([[0.0, 0.0, 3.0]]).requires_grad_(),
+        quats=torch.tensor([[1.0, 0, 0, 0]]),
+        scales=torch.full((1, 3), 0.3),
+        opacities=torch.tensor([0.8]),
+        colors=torch.ones(1, 3),
+        viewmats=torch.eye(4)[None],
+        Ks=torch.tensor([[[20.0, 0, 8], [0, 20, 8], [0, 0, 1]]]),
+        width=16,
+        height=16,
+    )
+    image, _, _ = rasterization(**call)
+    image.mul_(2).sum().backward()
+    twice = call["means"].grad.clone()
+    call["means"].grad = None
+    (2 * rasterization(**call)[0]).sum().backward()
+    assert torch.equal(call["means"].grad, twice)

@@ -56,8 +56,8 @@ COSTS = {
     "sh": Cost(bytes={"gaussian": 20, "visible": 204}, flops={"visible": 13 + 48 + 99}),
     # entry 8, splat 64, mask 2; image 12, alpha 4, transmittance 4, stop 4; weight 1, T 1, three channels 6
     "forward": Cost(bytes={"pair": 74, "pixel": 24}, flops={"forward lane": _ALPHA + 8}),
-    # image 12 and photo 3, twice; gradient 12. A value, of three a pixel: products 4, blurs of 4 and of 3 maps
-    # along x and y 7 x 2 x 16, SSIM 32, gradient 10, photo 2
+    # image 12 and photo 3, twice; gradient 12. A value, of three a pixel: products 4, blurs of 4 and
+    # of 3 maps along x and y 7 x 2 x 16, SSIM 32, gradient 10, photo 2
     "loss": Cost(bytes={"pixel": 42}, flops={"pixel": 3 * 272}),
     # entry 8, mask 2, splat 64, record 48, touched 1; gradient of the image 12, transmittance 4, stop 4.
     # 1 - alpha 1, reciprocal 3, T and weight 2, channels 12, gradient of alpha 3, behind 2, moments 12

@@ -39,13 +39,13 @@ def empty(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
         blocks = _blocks.setdefault(name, [])
         for index in range(len(blocks)):
             if sys.getrefcount(blocks[index]) == _FREE and count <= blocks[index].size <= _WASTE * count:
-                return _tensor(blocks[index], count, shape, dtype)
+                return _tensor(blocks[index], shape, dtype)
         # None fits: the free ones are of another size of scene or image.
         blocks[:] = [blocks[i] for i in range(len(blocks)) if sys.getrefcount(blocks[i]) > _FREE]
         if count == 0 or len(blocks) >= _KEPT:
             return torch.empty(tuple(shape), dtype=dtype, device="cpu")
         blocks.append(_aligned(int(count * _SPARE)))
-        return _tensor(blocks[-1], count, shape, dtype)
+        return _tensor(blocks[-1], shape, dtype)
 
 
 def nbytes() -> int:
@@ -67,6 +67,7 @@ def _aligned(count: int) -> np.ndarray:
     return raw[first : first + 4 * count].view(np.float32)
 
 
-def _tensor(block: np.ndarray, count: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    whole = torch.from_numpy(block)  # holds the block itself, whose reference count says whether it is in use
-    return whole.view(dtype)[:count].view(tuple(shape))
+def _tensor(block: np.ndarray, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    storage = torch.from_numpy(block).untyped_storage()  # holds the block, whose references say it is in use
+    # No view: autograd would refuse to let users change a rendered picture in place.
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, tuple(shape))
