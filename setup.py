@@ -54,7 +54,7 @@ class KernelDistribution(Distribution):
 EXTRAS = {
     "cuda": ["gsplat>=1.5.3,<1.7"],
     "compiler": ["ziglang>=0.13"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "gsplat>=1.5.3,<1.7"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "gsplat>=1.5.3,<1.7", "scikit-image>=0.22"],
     "scene": ["mitsuba>=3.6"],
 }
 

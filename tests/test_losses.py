@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 from gsopt.losses import photometric, photometric_reference, ssim
 from gsopt.native import get_num_threads, set_num_threads
@@ -107,3 +108,26 @@ def test_two_threads_at_once():
 def test_unusable_arguments_are_named(image, target, message):
     with pytest.raises(ValueError, match=message):
         photometric(image, target)
+
+
+@pytest.mark.parametrize("size", [(11, 12), (37, 53), (64, 30)], ids=str)
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+def test_ssim_agrees_with_scikit_image(size, noise):
+    """In black borders, wider than a window, what either takes for the pixels outside makes no difference."""
+    image, other = torch.zeros(2, size[0] + 22, size[1] + 22, 3, dtype=torch.float64).unbind()
+    image[11:-11, 11:-11] = picture(*size, 3, dtype=torch.float64)
+    other[11:-11, 11:-11] = picture(*size, 3, seed=1, dtype=torch.float64)
+    target = (torch.lerp(image, other, noise) * 255).to(torch.uint8)
+    expected = structural_similarity(
+        image.numpy(),
+        target.double().div(255).numpy(),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+        channel_axis=-1,
+        full=True,
+    )[1].mean()
+    assert expected < 0.999
+    assert ssim(image, target).item() == pytest.approx(expected, rel=1e-9)
+    assert photometric(image.float(), target)[1]["ssim"].item() == pytest.approx(expected, rel=1e-5)
