@@ -1,4 +1,4 @@
-"""The kernel under the address and the undefined behaviour sanitizer: nothing is out of bounds or undefined."""
+"""The kernel under the address and undefined behaviour sanitizers: nothing out of bounds or undefined."""
 
 import os
 import subprocess

@@ -258,7 +258,7 @@ int gsopt_set_colors(gsopt_frame *f, int channels, const float *colors) {
     color_job job = {f, channels, colors};
     if (channels > 4) {
         if (buffer_reserve(&f->wide_colors, f->n * channels * sizeof(float))) return GSOPT_NO_MEMORY;
-        memcpy(f->wide_colors.data, colors, f->n * channels * sizeof(float));
+        if (f->n) memcpy(f->wide_colors.data, colors, f->n * channels * sizeof(float));
         return 0;
     }
     parallel_for(div_up(f->visible, CHUNK), color_chunk, &job);

@@ -12,14 +12,15 @@ typedef struct {
 
 /* Rates that are the same for all elements, in double until here. */
 typedef struct {
-    float step_size, root_scale, keep1, keep2, eps, decay, shrink;
+    float step_size, root_scale, keep1, take1, keep2, take2, eps, decay, shrink;
 } adam_rates;
 
 static adam_rates rates_of(const gsopt_adam_tensor *t) {
     double correction1 = 1 - pow(t->beta1, t->step), correction2 = 1 - pow(t->beta2, t->step);
     int decoupled = t->decoupled != 0;
     return (adam_rates){.step_size = (float)(t->lr / correction1), .root_scale = (float)(1 / sqrt(correction2)),
-                        .keep1 = (float)t->beta1, .keep2 = (float)t->beta2, .eps = (float)t->eps,
+                        .keep1 = (float)t->beta1, .take1 = (float)(1 - t->beta1), .keep2 = (float)t->beta2,
+                        .take2 = (float)(1 - t->beta2), .eps = (float)t->eps,
                         .decay = (float)(decoupled ? 0 : t->weight_decay),
                         .shrink = (float)(decoupled ? 1 - t->lr * t->weight_decay : 1)};
 }
@@ -27,8 +28,8 @@ static adam_rates rates_of(const gsopt_adam_tensor *t) {
 INLINE void update(const adam_rates *r, vf *p, vf g, vf *m, vf *v) {
     *p *= r->shrink;
     g += r->decay * *p;
-    *m = r->keep1 * *m + (1 - r->keep1) * g;
-    *v = r->keep2 * *v + (1 - r->keep2) * (g * g);
+    *m = r->keep1 * *m + r->take1 * g;
+    *v = r->keep2 * *v + r->take2 * (g * g);
     *p -= r->step_size * *m / (vf_sqrt(*v) * r->root_scale + r->eps);
 }
 
