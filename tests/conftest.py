@@ -24,3 +24,17 @@ def shared() -> Path:
 def builtin_scene() -> Path:
     """The scene that ships with the repository."""
     return ROOT / "data" / "scene"
+
+
+@pytest.fixture
+def small_probes(monkeypatch):
+    """The machine is measured with next to nothing, and kernel threads are as they were afterwards."""
+    from gsopt import native
+    from gsopt.bench import machine
+
+    monkeypatch.setattr(machine, "MATMUL_SIDE", 64)
+    monkeypatch.setattr(machine, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.001)
+    threads = native.get_num_threads()
+    yield
+    native.set_num_threads(threads)

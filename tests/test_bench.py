@@ -11,18 +11,8 @@ from gsopt.bench import machine, measure, model, quality, studies, tables, varia
 from gsopt.bench.scenes import SIZES, parse_size, synthetic, trainer_of
 from gsopt.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("small_probes")
 TINY = "300@40x24"
-
-
-@pytest.fixture(autouse=True)
-def small_probes(monkeypatch):
-    """The machine is measured with next to nothing, and kernel threads are as they were afterwards."""
-    monkeypatch.setattr(machine, "MATMUL_SIDE", 64)
-    monkeypatch.setattr(machine, "COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.001)
-    threads = native.get_num_threads()
-    yield
-    native.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

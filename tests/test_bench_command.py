@@ -7,22 +7,12 @@ import scenes
 import torch
 
 from gsopt import native
-from gsopt.bench import machine, report, studies
+from gsopt.bench import report, studies
 from gsopt.commands import main
 
+pytestmark = pytest.mark.usefixtures("small_probes")
 TINY = "300@40x24"
 QUICK = ("--device", "cpu", "--rounds", "2", "--steps", "2")
-
-
-@pytest.fixture(autouse=True)
-def small_probes(monkeypatch):
-    """The machine is measured with next to nothing, and kernel threads are as they were afterwards."""
-    monkeypatch.setattr(machine, "MATMUL_SIDE", 64)
-    monkeypatch.setattr(machine, "COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.001)
-    threads = native.get_num_threads()
-    yield
-    native.set_num_threads(threads)
 
 
 def bench(*words) -> int:

@@ -44,10 +44,10 @@ def reduce_view(view: View, factor: int) -> View:
     """
     camera = view.camera
     width, height = camera.width // factor, camera.height // factor
-    scale = torch.tensor([1 / factor, 1 / factor, 1.0], device=camera.K.device)
+    cut = replace(camera, width=width * factor, height=height * factor)
     return View(
-        camera=replace(camera, width=width, height=height, K=camera.K * scale[:, None]),
-        image=_average(view.image[: height * factor, : width * factor], factor),
+        camera=cut.resized(width, height),
+        image=_average(view.image[: cut.height, : cut.width], factor),
         path=view.path,
     )
 

@@ -95,6 +95,7 @@ typedef enum {
 typedef struct {
     double since;
 } stage_clock;
+double seconds_now(void); /* of a clock that never goes back */
 stage_clock stage_begin(void);
 void stage_end(stage_clock *clock, stage which); /* the clock goes on with the next stage */
 

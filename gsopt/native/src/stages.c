@@ -7,16 +7,16 @@ static const char *const NAMES[STAGES] = {"project", "sort",   "bin",           
                                           "backward", "reduce", "project_backward", "sh_backward", "optimizer"};
 static double seconds[STAGES];
 
-static double now(void) {
+double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-stage_clock stage_begin(void) { return (stage_clock){now()}; }
+stage_clock stage_begin(void) { return (stage_clock){seconds_now()}; }
 
 void stage_end(stage_clock *clock, stage which) {
-    double end = now();
+    double end = seconds_now();
     pool_lock(); /* two Python threads may render at once */
     seconds[which] += end - clock->since;
     pool_unlock();
