@@ -19,39 +19,15 @@ from torch import Tensor
 from gsopt.datasets import Scene, load_scene
 from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
-from gsopt.groups import GroupSpec, gaussian_specs
-from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.group_options import FIRST_LOOK, Groups, check_groups, group_specs
+from gsopt.groups import GroupSpec
+from gsopt.model import GaussianModel
 from gsopt.rundir import RunFolder, read_json
-from gsopt.schedules import REFERENCE_ITERATIONS, parse_schedule, resolve_steps, scaled
+from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
 from gsopt.strategy import DefaultStrategy, NoStrategy, Strategy
 
 DEFAULT_RESOLUTION = {"cuda": 1600, "cpu": 640}  # pixels of the longest side
-FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
-
-
-@dataclass
-class GroupOptions:
-    """What may be changed of a parameter group; else it has the original 3DGS's values and --fit-rates."""
-
-    lr: float | None = None
-    """Learning rate; that of xyz in units of the scene's extent, as its default 1.6e-4."""
-    weight_decay: float | None = None
-    """Weight decay, as the optimizer defines it."""
-    schedule: str | None = None
-    """Factor on the rate over the steps: "constant", "exp:FINAL_FACTOR", "gamma:FACTOR_OF_A_STEP"."""
-
-
-@dataclass
-class Groups:
-    """One entry for each attribute of the model."""
-
-    xyz: GroupOptions = field(default_factory=GroupOptions)
-    feature_dc: GroupOptions = field(default_factory=GroupOptions)
-    feature_rest: GroupOptions = field(default_factory=GroupOptions)
-    scaling: GroupOptions = field(default_factory=GroupOptions)
-    rotation: GroupOptions = field(default_factory=GroupOptions)
-    opacity: GroupOptions = field(default_factory=GroupOptions)
 
 
 @dataclass
@@ -178,18 +154,7 @@ class TrainConfig:
             raise InputError(f"--sh-degree {self.sh_degree}: expected 0, 1, 2 or 3")
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"--ssim-weight {self.ssim_weight}: expected 0 to 1")
-        for name in ATTRIBUTES:
-            for option in ("lr", "weight_decay"):
-                value = getattr(getattr(self.groups, name), option)
-                if value is not None and not (math.isfinite(value) and value >= 0):
-                    raise InputError(f"{_flag(f'groups.{name}.{option}')} {value:g}: expected 0 or more")
-        for name in ("freeze", "exclude"):
-            for attribute in getattr(self, name):
-                _check_attribute(_flag(name), attribute)
-        if {attribute_name(text) for text in (*self.freeze, *self.exclude)} >= set(ATTRIBUTES):
-            raise InputError(
-                "--freeze, --exclude: that is every attribute, so there is nothing to train; leave one out"
-            )
+        check_groups(self.groups, self.freeze, self.exclude)
 
     def resolved(self, device_type: str) -> "TrainConfig":
         """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""
@@ -255,22 +220,14 @@ class TrainConfig:
 
     def specs(self, extent: float) -> dict[str, GroupSpec]:
         """The group table: the original's, with what these settings change."""
-        length = self.schedule_iterations or self.iterations
-        frozen, excluded = ({attribute_name(text) for text in texts} for texts in (self.freeze, self.exclude))
-        specs = gaussian_specs(extent=extent, iterations=length)
-        for name in ATTRIBUTES:
-            given: GroupOptions = getattr(self.groups, name)
-            changes: dict[str, Any] = {"frozen": name in frozen, "optimize": name not in excluded}
-            if self.fit_rates:
-                changes["lr"] = specs[name].lr * fitted_rate(name, length)
-            if given.lr is not None:
-                changes["lr"] = given.lr * (extent if name == "xyz" else 1.0)
-            if given.weight_decay is not None:
-                changes["weight_decay"] = given.weight_decay
-            if given.schedule is not None:
-                changes["schedule"] = parse_schedule(given.schedule, length)
-            specs[name] = dataclasses.replace(specs[name], **changes)
-        return specs
+        return group_specs(
+            self.groups,
+            extent,
+            self.schedule_iterations or self.iterations,
+            freeze=self.freeze,
+            exclude=self.exclude,
+            fit_rates=self.fit_rates,
+        )
 
     def make_strategy(self, extent: float) -> Strategy:
         """A fresh strategy for a scene of this extent."""
@@ -282,21 +239,6 @@ class TrainConfig:
             scene_scale=self.densify.scene_scale if given else extent,
             max_gaussians=self.densify.max_gaussians if self.max_gaussians is None else self.max_gaussians,
         )
-
-
-FITTED_RATES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation")  # opacity is fast enough as it is
-LARGEST_FIT = 4.0
-
-
-def fitted_rate(attribute: str, iterations: int) -> float:
-    """Factor on the original learning rate of an attribute: √(7,000 / iterations of the run).
-
-    At most 4, and 1 from 7,000 iterations on. The original rates are made for 30,000: with them, in a short
-    run, nothing but opacities gets to where it should be; docs/performance.md has what this brings.
-    """
-    if attribute not in FITTED_RATES:
-        return 1.0
-    return min(LARGEST_FIT, max(1.0, math.sqrt(FIRST_LOOK / iterations)))
 
 
 LARGEST_SEED = 2**63 - 2  # torch takes 64 bits with a sign, and a run uses the next one, too
@@ -322,19 +264,6 @@ FIXED = {  # what cannot change in a run, and why
     "sh-degree": "its harmonics are in the checkpoint",
     "seed": "its random choices have begun",
 }
-
-
-def attribute_name(text: str) -> str:
-    """The attribute that a flag's value names: "feature-rest" is feature_rest."""
-    return text.replace("-", "_")
-
-
-def _check_attribute(flag: str, text: str) -> None:
-    name, window, _ = text.partition("@")
-    if attribute_name(name) not in ATTRIBUTES:
-        raise InputError(f"{flag} {text}: no attribute is called {name!r}; there are {', '.join(ATTRIBUTES)}")
-    if window:
-        raise InputError(f"{flag} {text}: a window of steps is not supported; give {name} for the whole run")
 
 
 def _is_splat(path: Path) -> bool:

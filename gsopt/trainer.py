@@ -2,55 +2,43 @@
 
     view -> learning rates -> activate -> rasterize -> loss -> backward -> observe -> optimizer -> refine
 
-`Trainer.train` repeats it and keeps the run on disk; what is below that prepares or reports. Each part is in
-its own file: parameters in `model`, rates and freezes in `groups`, which Gaussians grow or die in `strategy`,
-how rows move in `surgery`, images in `render`, settings in `config`.
+`Trainer.train` repeats it, while a `Recorder` keeps the run on disk; what is below that prepares. Each part
+is in its own file: parameters in `model`, rates and freezes in `groups`, which Gaussians grow or die in
+`strategy`, how rows move in `surgery`, images in `render`, settings in `config`.
 
     >>> Trainer(TrainConfig(scene=Path("data/scene"))).train()["test"]["psnr"]
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gsopt import checkpoint, pictures
-from gsopt.cameras import camera_to_json
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
-from gsopt.device import cpu_count, peak_memory, pick_device
+from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene, render_view
 from gsopt.groups import build_groups, build_scheduler
 from gsopt.losses import photometric
-from gsopt.metrics import psnr
 from gsopt.model import GaussianModel
-from gsopt.monitor import LOSSES_EVERY, PICTURES, Monitor, Progress
+from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state
-from gsopt.rundir import read_json, write_json
+from gsopt.recorder import Recorder, StepResult
+from gsopt.rundir import read_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
-from gsopt.strategy import Refinement, Strategy
+from gsopt.strategy import Strategy
 
 SAVED = (  # in every checkpoint
     *("step", "first_sh_degree", "model", "optimizer", "strategy", "strategy_kind"),
     *("order", "generator", "seconds", "config"),
 )
-
-
-@dataclass
-class StepResult:
-    """What one step leaves for the reports. Tensors stay on the device; nothing has waited for them."""
-
-    loss: Tensor  # []
-    terms: dict[str, Tensor]  # what the loss is made of, by name, each []
-    image: Tensor  # [H, W, 3], before the update
-    photo: Tensor  # [H, W, 3], float32 in 0..1 or uint8
-    refined: Refinement  # how many Gaussians were cloned, split, pruned
 
 
 class Trainer:
@@ -101,8 +89,6 @@ class Trainer:
         self.order = ViewOrder(len(self.scene.train), config.seed)
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
         self.monitor = Monitor(None)
-        self._reported = (0, 0.0)  # step and training seconds at the last report
-        self.history: list[Metrics] = []  # a test of this session each, see `_remember`
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
         if saved:
             self._resume(saved)
@@ -141,21 +127,22 @@ class Trainer:
         On Ctrl-C or SIGTERM the step is finished, a checkpoint and a PLY are saved, and KeyboardInterrupt is
         raised with what to do next.
         """
-        self._begin()
+        recorder = Recorder(self)
+        recorder.begin()
         progress = Progress(self.step, self.config.iterations, self.config.quiet)
         with StopSignals() as stop, torch_threads(1), self.clock("train"):
             try:
                 while self.step < self.config.iterations:
                     result = self.train_step()
                     progress.advance()
-                    self._keep_up(result, progress)
+                    recorder.after(result, progress)
                     if stop.asked:
-                        self.save()
+                        recorder.save()
                         raise KeyboardInterrupt(
                             f"{stop.asked} after {self.step} iterations, all saved; "
                             f"go on with: gsopt train --resume {self.run.path}"
                         )
-                return self._finish()
+                return recorder.finish()
             finally:
                 progress.close()
                 self.monitor.close()
@@ -199,9 +186,22 @@ class Trainer:
 
     def save(self) -> None:
         """A PLY and a checkpoint of now. Raises InputError where the model has diverged."""
-        self._require_finite()
-        self._save_ply()
-        self._save_checkpoint()
+        Recorder(self).save()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as a checkpoint holds it: the entries are `SAVED`."""
+        return {
+            "step": self.step,
+            "first_sh_degree": self.first_sh_degree,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "strategy_kind": type(self.strategy).__name__,
+            "order": self.order.state_dict(),
+            "generator": self.generator.get_state(),
+            "seconds": dict(self.clock.seconds),
+            "config": self.config.to_json(),
+        }
 
     # -------------------------------------------------------------------------------- what a step stands on
 
@@ -269,113 +269,3 @@ class Trainer:
                 f"--scene {self.scene.path}: not the {len(known)} views that {self.run.cameras} has: "
                 f"{', '.join(odd[:5])}; resume with the scene and --images of the run"
             )
-
-    # --------------------------------------------------------------------------------------- what is kept
-
-    def _begin(self) -> None:
-        """The run's folder and its first files."""
-        if self.config.resume:
-            self.run.make()
-        else:
-            self.run = self.run.claim()
-        config = dataclasses.replace(self.config, resume=None, output=self.run.path)
-        write_json(self.run.config, config.to_json())
-        views = [*self.scene.train, *self.scene.test]
-        write_json(self.run.cameras, [camera_to_json(view.camera, i) for i, view in enumerate(views)])
-        self.monitor = Monitor(self.run.path, first_step=self.step + 1)
-        if self.step == 0:
-            self.monitor.text("config", f"```json\n{self.run.config.read_text()}```")
-
-    def _keep_up(self, result: StepResult, progress: Progress) -> None:
-        """Reports, files and tests that are due after this step."""
-        config, step, refined = self.config, self.step, result.refined
-        if refined.cloned or refined.split or refined.pruned:
-            self.monitor.refinement(refined.cloned, refined.split, refined.pruned, step)
-            if not self.model.num_gaussians:
-                raise InputError(f"iteration {step}: every Gaussian was pruned; lower the learning rates")
-        if step % LOSSES_EVERY == 0:
-            self._report(result, progress)
-        if step == config.iterations:
-            return  # `_finish` does the rest
-        if step % config.checkpoint_every == 0:
-            self._require_finite()
-            self._save_checkpoint()
-        if step in config.save_iterations:
-            self._save_ply()
-        if step in config.test_iterations:
-            self._require_finite()
-            mean = self._remember(self.evaluate())
-            progress.say(f"iteration {step:,}: PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
-
-    def _remember(self, metrics: Metrics) -> Metrics:
-        """Put a test of now into the history; the means that it is about."""
-        mean = metrics["test" if self.scene.test else "train"]
-        self.history.append(
-            {
-                "iteration": self.step,
-                "seconds": self.clock.read()["train"],
-                "psnr": mean["psnr"],
-                "ssim": mean["ssim"],
-                "gaussians": self.model.num_gaussians,
-            }
-        )
-        return mean
-
-    def _require_finite(self) -> None:
-        """Nothing good is overwritten by a model that has diverged: the run ends here."""
-        for name, parameter in self.model.named_parameters():
-            if not parameter.isfinite().all():
-                newest = checkpoint.latest(self.run.checkpoints)
-                raise InputError(
-                    f"iteration {self.step}: {name} is not finite, the training has diverged; "
-                    f"lower its learning rate (--groups.{name.replace('_', '-')}.lr). "
-                    f"Newest checkpoint: {newest or 'none'}"
-                )
-
-    def _report(self, result: StepResult, progress: Progress) -> None:
-        """Numbers of this step for TensorBoard and the progress line: what a step itself never waits for."""
-        terms = {name: float(term) for name, term in result.terms.items()} | {"total": result.loss.item()}
-        photo = result.photo / 255 if result.photo.dtype == torch.uint8 else result.photo
-        seconds = self.clock.read()["train"]
-        last_step, last_seconds = self._reported
-        self._reported = (self.step, seconds)
-        milliseconds = 1000 * (seconds - last_seconds) / (self.step - last_step)
-        self.monitor.losses(terms, milliseconds, self.model.num_gaussians, self.step)
-        self.monitor.groups(self.optimizer, self.step)
-        progress.show(terms["total"], psnr(result.image, photo).item(), self.model.num_gaussians)
-
-    def _finish(self) -> Metrics:
-        """Save the end of the run, measure it, and write metrics.json and a picture."""
-        self.save()
-        metrics = self.evaluate(sheet=self.run.picture)
-        self._remember(metrics)
-        metrics |= {
-            "iterations": self.step,
-            "gaussians": self.model.num_gaussians,
-            "seconds": {part: round(value, 3) for part, value in self.clock.read().items()},
-            "peak_memory_bytes": peak_memory(self.device),
-            "history": self.history,
-        }
-        write_json(self.run.metrics, metrics)
-        return metrics
-
-    def _save_ply(self) -> None:
-        with self.clock("save"):
-            self.model.save_ply(self.run.ply(self.step))
-
-    def _save_checkpoint(self) -> None:
-        with self.clock("save"):
-            state = {
-                "step": self.step,
-                "first_sh_degree": self.first_sh_degree,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "strategy": self.strategy.state_dict(),
-                "strategy_kind": type(self.strategy).__name__,
-                "order": self.order.state_dict(),
-                "generator": self.generator.get_state(),
-                "seconds": dict(self.clock.seconds),
-                "config": self.config.to_json(),
-            }
-            checkpoint.save(checkpoint.path_of(self.run.checkpoints, self.step), state)
-            checkpoint.prune(self.run.checkpoints, self.config.keep)

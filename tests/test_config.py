@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from gsopt.commands.flags import parse
-from gsopt.config import GroupOptions, Groups, TrainConfig
+from gsopt.config import TrainConfig
 from gsopt.errors import InputError
+from gsopt.group_options import GroupOptions, Groups
 from gsopt.settings import differences, from_json, to_json
 
 CONFIG = TrainConfig(scene=Path("ball"))

@@ -37,10 +37,12 @@ HOUSE = {
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
-HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"}
-HOUSE["trainer"] = BELOW | {"config"}
-HOUSE["bench"] = BELOW | {"config", "trainer"}
-HOUSE["commands"] = BELOW | {"config", "trainer", "bench", "commands"}
+HOUSE["group_options"] = {"groups", "model", "schedules"}
+HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
+HOUSE["recorder"] = BELOW
+HOUSE["trainer"] = BELOW | {"config", "recorder"}
+HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
+HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "commands"}
 HOUSE["__main__"] = {"commands"}
 
 
@@ -53,9 +55,13 @@ def part_of(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of gsopt that a file imports anywhere, as "gsopt.render.cpu"."""
+    """Modules of gsopt that a file imports anywhere, as "gsopt.render.cpu"; names of types do not count."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body.clear()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "gsopt"}
         if isinstance(node, ast.ImportFrom):

@@ -8,9 +8,10 @@ import scenes
 import torch
 
 from gsopt import checkpoint
-from gsopt.config import GroupOptions, Groups, TrainConfig
+from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
+from gsopt.group_options import GroupOptions, Groups
 from gsopt.strategy import DefaultStrategy
 from gsopt.trainer import Trainer
 

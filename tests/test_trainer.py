@@ -12,9 +12,11 @@ from plyfile import PlyData
 from test_monitor import read
 
 from gsopt import checkpoint
-from gsopt.config import GroupOptions, Groups, TrainConfig
+from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
+from gsopt.group_options import GroupOptions, Groups
 from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.recorder import Recorder
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, spread
 from gsopt.strategy import DefaultStrategy, NoStrategy
 from gsopt.trainer import Trainer
@@ -146,7 +148,7 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(ball, config, tmp_path
     straight = Trainer(replace(config, output=tmp_path / "straight"), scene=ball)
     straight.train()
     stopped = Trainer(config, scene=ball)
-    stopped._begin()
+    Recorder(stopped).begin()
     while stopped.step < at:
         stopped.train_step()
     stopped.save()
@@ -162,7 +164,7 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(ball, config, tmp_path
 
 
 def test_resuming_before_the_first_checkpoint_starts_at_0(ball, config):
-    Trainer(config, scene=ball)._begin()
+    Recorder(Trainer(config, scene=ball)).begin()
     trainer = Trainer(TrainConfig.of_run(config.output), scene=ball)
     assert trainer.step == 0
     assert trainer.train()["iterations"] == 40

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from gsopt.cameras import Camera, cameras_extent
-from gsopt.config import GroupOptions, Groups, TrainConfig
+from gsopt.config import TrainConfig
 from gsopt.datasets.scene import PointCloud, Scene, View
 from gsopt.errors import InputError
+from gsopt.group_options import GroupOptions, Groups
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.strategy import DefaultStrategy
 from gsopt.trainer import Trainer

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import FITTED_RATES, TrainConfig, fitted_rate
+from gsopt.config import TrainConfig
 from gsopt.device import describe
 from gsopt.evaluation import Metrics
+from gsopt.group_options import FITTED_RATES, fitted_rate
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.trainer import Trainer
