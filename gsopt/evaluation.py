@@ -11,7 +11,7 @@ from gsopt.datasets import Scene
 from gsopt.datasets.scene import View
 from gsopt.metrics import image_metrics, mean_metrics
 from gsopt.model import GaussianModel
-from gsopt.render import rasterization
+from gsopt.render import rasterization_of_parameters
 from gsopt.runtime import spread
 
 Metrics = dict[
@@ -29,12 +29,12 @@ def render_view(
     Values above 1 are not clipped.
     """
     device = background.device
-    images, _, info = rasterization(
-        model.means,
-        model.quats,
-        model.scales,
-        model.opacities,
-        model.sh,
+    images, _, info = rasterization_of_parameters(
+        model.xyz,
+        model.rotation,
+        model.scaling,
+        model.opacity,
+        (model.feature_dc, model.feature_rest),
         camera.viewmat.to(device)[None],
         camera.K.to(device)[None],
         camera.width,

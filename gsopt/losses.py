@@ -129,10 +129,14 @@ class _Photometric(torch.autograd.Function):
             )
         )
         ctx.gradient = gradient
-        l1, index = sums.float().unbind()
-        loss = ((1 - ssim_weight) * sums[0] + ssim_weight * (1 - sums[1])).float()
-        ctx.mark_non_differentiable(l1, index)
-        return loss, l1, index
+        l1, index = (
+            sums.tolist()
+        )  # single numbers: torch takes longer for each sum and product than for these
+        results = [
+            image.new_tensor(x) for x in ((1 - ssim_weight) * l1 + ssim_weight * (1 - index), l1, index)
+        ]
+        ctx.mark_non_differentiable(*results[1:])
+        return tuple(results)
 
     @staticmethod
     @once_differentiable

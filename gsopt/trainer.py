@@ -30,6 +30,7 @@ from gsopt.model import GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state
 from gsopt.recorder import Recorder, StepResult
+from gsopt.render.info import keep_gradient
 from gsopt.rundir import read_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
@@ -109,7 +110,7 @@ class Trainer:
             self.model, view.camera, background, sh_degree=self.sh_degree, **self.render_options
         )
         if self.strategy.needs_grad2d(self.step):
-            info["means2d"].retain_grad()
+            keep_gradient(info["means2d"])
         loss, terms = photometric(image, photo, self.config.ssim_weight)
         loss.backward()
         self.strategy.observe(self.model, info, self.step)

@@ -10,6 +10,7 @@ reference in float32 agrees with itself in float64 to half of `TOLERANCE`.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -148,7 +149,11 @@ def _log_alphas(call: RenderCall, means2d: Tensor, conics: Tensor, relative: Ten
 
 
 def results(
-    scene: Scene, backend: str, dtype: torch.dtype, frozen: tuple[str, ...] = ()
+    scene: Scene,
+    backend: str,
+    dtype: torch.dtype,
+    frozen: tuple[str, ...] = (),
+    render: Callable[..., tuple] = rasterization,
 ) -> dict[str, Tensor]:
     """Images, radii, and the gradients of all inputs but `frozen` for a fixed random weighting of the images.
 
@@ -161,7 +166,7 @@ def results(
             trained = name not in frozen and name != "Ks"
             copies = tuple(tensor.to(dtype).clone().requires_grad_(trained) for tensor in tensors)
             inputs[name] = copies if isinstance(value, tuple) else copies[0]
-    colors, alphas, info = rasterization(**{**scene, **inputs}, backend=backend)
+    colors, alphas, info = render(**{**scene, **inputs}, backend=backend)
     info["means2d"].retain_grad()
     generator = torch.Generator().manual_seed(0)
     weights = [

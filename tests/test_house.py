@@ -33,7 +33,7 @@ HOUSE = {
     "model": {"geometry", "datasets"},
     "groups": {"schedules"},
     "optim": {"native"},
-    "strategy": {"surgery", "geometry", "schedules"},
+    "strategy": {"surgery", "geometry", "schedules", "native"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)

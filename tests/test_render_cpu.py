@@ -12,8 +12,10 @@ from render_compare import TOLERANCE, disagreements, is_ambiguous, relative_erro
 
 from gsopt.errors import InputError
 from gsopt.native import Frame, available_isas, get_num_threads, library, set_num_threads
-from gsopt.render import rasterization
-from gsopt.render.kernel import Project, Watch
+from gsopt.render import _render, rasterization
+from gsopt.render.call import RenderCall
+from gsopt.render.info import keep_gradient
+from gsopt.render.kernel import Watch
 
 SEEDS = range(100)
 GEOMETRY = ("means", "quats", "scales")
@@ -48,12 +50,52 @@ def test_most_scenes_are_compared():
     assert sum(not is_ambiguous(random_scene(seed)) for seed in range(60)) > 45
 
 
+def as_stored(scene: dict) -> dict:
+    """The same Gaussians with scales as logs and opacities as logits."""
+    return scene | {"scales": scene["scales"].log(), "opacities": scene["opacities"].logit(eps=1e-6)}
+
+
+def stored_rasterization(**scene):
+    """What `rasterization_of_parameters` does, with colours of any kind."""
+    backend = scene.pop("backend", None)
+    return _render(RenderCall(**scene, raw=True), backend)
+
+
+def raw_differences(seed: int) -> dict[str, str]:
+    scene = random_scene(seed)
+    if is_ambiguous(scene) or scene.get("covars") is not None:
+        return {}
+    scene = as_stored(scene)
+    found = results(scene, "cpu", torch.float32, render=stored_rasterization)
+    return disagreements(found, results(scene, "reference", torch.float64, render=stored_rasterization))
+
+
+def test_logs_and_logits_are_activated_on_the_way():
+    problems = {seed: found for seed in range(40) if (found := raw_differences(seed))}
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("scale", "logit"), [(-200.0, 0.0), (0.0, -200.0), (0.0, 200.0), (85.0, 0.0), (float("nan"), 0.0)]
+)
+def test_extreme_logs_and_logits_leave_finite_pictures_and_gradients(scale, logit):
+    scene = many_gaussians(3)
+    scene["scales"] = torch.full((3, 3), -1.0).index_fill_(0, torch.tensor([1]), scale).requires_grad_()
+    scene["opacities"] = torch.tensor([[0.5], [logit], [0.1]]).requires_grad_()
+    image, _, _ = stored_rasterization(**scene)
+    image.sum().backward()
+    assert image.isfinite().all()
+    assert scene["scales"].grad.isfinite().all()
+    assert scene["opacities"].grad.isfinite().all()
+
+
 _OTHER_ISA = """
 import json, sys, torch
 sys.path.insert(0, sys.argv[1])
-from test_render_cpu import differences
+from test_render_cpu import differences, raw_differences
 from gsopt.native import library
 problems = {seed: found for seed in range(40) if (found := differences(seed))}
+problems |= {f"raw {seed}": found for seed in range(20) if (found := raw_differences(seed))}
 print(json.dumps([library().gsopt_isa().decode(), problems]))
 """
 
@@ -183,13 +225,21 @@ def test_cameras_may_be_refilled_before_the_backward_pass():
     assert torch.equal(torch.autograd.grad(image.sum(), scene["means"])[0], expected)
 
 
-def test_opacities_alone_cost_no_projection_gradient(monkeypatch):
-    called = []
-    monkeypatch.setattr(Project, "backward", lambda *_: called.append(True))
+@pytest.mark.parametrize("render", [rasterization, stored_rasterization])
+def test_opacities_alone_cost_no_gradient_of_places_and_shapes(render, monkeypatch):
+    """Neither compositing nor projection works them out."""
+    asked = {}
+    kernel = library()
+    backward = kernel.gsopt_rasterize_backward
+    monkeypatch.setattr(
+        kernel,
+        "gsopt_rasterize_backward",
+        lambda *arguments: asked.update(means2d=arguments[5], covars2d=arguments[7]) or backward(*arguments),
+    )
     scene = many_gaussians(50) | {"absgrad": False}
     scene["opacities"].requires_grad_()
-    rasterization(**scene)[0].sum().backward()
-    assert not called
+    render(**scene)[0].sum().backward()
+    assert asked == {"means2d": None, "covars2d": None}
     assert scene["opacities"].grad.abs().sum() > 0
 
 
@@ -259,3 +309,26 @@ def test_a_picture_may_be_changed_in_place():
     call["means"].grad = None
     (2 * rasterization(**call)[0]).sum().backward()
     assert torch.equal(call["means"].grad, twice)
+
+
+def test_a_gradient_that_is_kept_is_that_of_retain_grad():
+    grads = []
+    for keep in (torch.Tensor.retain_grad, keep_gradient):
+        scene = many_gaussians(50)
+        scene["means"].requires_grad_()
+        image, _, info = rasterization(**scene)
+        keep(info["means2d"])
+        image.sum().backward()
+        grads.append(info["means2d"].grad)
+    assert torch.equal(*grads)
+    assert grads[0].abs().sum() > 0
+
+
+def test_a_gradient_that_nobody_holds_any_more_is_not_kept():
+    scene = many_gaussians(50)
+    scene["means"].requires_grad_()
+    image, _, info = rasterization(**scene)
+    keep_gradient(info["means2d"])
+    del info
+    image.sum().backward()
+    assert scene["means"].grad.abs().sum() > 0

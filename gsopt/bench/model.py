@@ -37,7 +37,8 @@ def counts(gaussians: int, pixels: int, work: Mapping[str, float]) -> dict[str, 
 
 
 _ALPHA = 21  # of a lane (tile.h, vec.h): u 4, v 2, exponent 4, 2^x 11 (with AVX-512; 13 without)
-_RECOMPUTED = 18 + 146  # projection.h: project_center, project_covariance
+_EXP = 20  # vec.h; with the sigmoid's sum and quotient 22
+_RECOMPUTED = 18 + 146 + 3 * _EXP + _EXP + 2  # projection.h: centre, covariance, scales, opacity
 _ADAM = Cost(  # parameter and two moments read and written, gradient read; moments 3 + 4, root 3, update 3
     bytes={"gaussian": 7 * 4 * FLOATS},
     flops={"gaussian": 13 * FLOATS},
@@ -45,8 +46,9 @@ _ADAM = Cost(  # parameter and two moments read and written, gradient read; mome
 
 COSTS = {
     # in: means 12, quats 16, scales 12, opacities 4; out: radii 8, means2d 8, cov2d 12, depths 4,
-    # footprints 32, splats 64; on top of the projection: log2 15, square roots, culling and fields 33
-    "project": Cost(bytes={"gaussian": 44 + 64, "visible": 64}, flops={"gaussian": _RECOMPUTED + 48}),
+    # opacities 4, footprints 32, splats 64; on top of the projection: log2 15, square roots, culling and
+    # fields 33
+    "project": Cost(bytes={"gaussian": 44 + 68, "visible": 64}, flops={"gaussian": _RECOMPUTED + 48}),
     # the footprint read; depth read, key and id written; three passes read keys twice and ids once, and
     # write both
     "sort": Cost(bytes={"gaussian": 32, "visible": 12 + 3 * 20}),
@@ -64,11 +66,15 @@ COSTS = {
     "backward": Cost(bytes={"pair": 123, "pixel": 20}, flops={"backward lane": _ALPHA + 35}),
     # record 48, touched 1; offset 4, gradients 36; splat 64
     "reduce": Cost(bytes={"pair": 49, "gaussian": 40, "visible": 64}, flops={"pair": 12, "visible": 26}),
-    # radii 8, parameters 40, gradients in 20 and out 40; covariance 149, centre 11, means 15, quaternions 67
-    "project_backward": Cost(bytes={"gaussian": 108}, flops={"gaussian": _RECOMPUTED + 242}),
-    # radii 8, means 12, gradients of coefficients 192 and means 12; colours 12, their gradient 12, bands 180.
-    # direction 13, basis 48, gradients 3 + 45, dots 75, basis_backward 128, its part across the direction 14
-    "sh_backward": Cost(bytes={"gaussian": 224, "visible": 204}, flops={"visible": 326}),
+    # radii 8, parameters 44, gradients in 24 and out 44; covariance 149, centre 11, means 15, quaternions 67,
+    # logs and logits 6
+    "project_backward": Cost(bytes={"gaussian": 120}, flops={"gaussian": _RECOMPUTED + 248}),
+    # radii 8, means 12, gradients of coefficients 192; colours 12, their gradient 12, bands 180, gradients of
+    # means added to 24. direction 13, basis 48, gradients 3 + 45, dots 75, basis_backward 128, its part
+    # across the direction 14, sums 3
+    "sh_backward": Cost(bytes={"gaussian": 212, "visible": 228}, flops={"visible": 329}),
+    # radii 8, gradients 8, both sums read and written 16
+    "statistics": Cost(bytes={"gaussian": 32}, flops={"gaussian": 7}),
     "optimizer": _ADAM,
     "torch optimizer": _ADAM,
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from gsopt.errors import InputError
 from gsopt.native import build
 
-ABI = 1
+ABI = 2
 _TOO_MANY = 2  # GSOPT_TOO_MANY
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
@@ -25,7 +25,7 @@ class Camera(ctypes.Structure):
         *((name, _FLOAT) for name in ("fx", "fy", "cx", "cy")),
         *((name, ctypes.c_int32) for name in ("width", "height")),
         *((name, _FLOAT) for name in ("near_plane", "far_plane", "radius_clip", "eps2d")),
-        ("antialiased", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("antialiased", "raw")),
     )
 
 
@@ -57,12 +57,13 @@ _SIGNATURES = {
     "gsopt_frame_work": (None, [_POINTER, _POINTER]),
     "gsopt_project": (_INT, [_POINTER, ctypes.POINTER(Camera), _LONG, *[_POINTER] * 9]),
     "gsopt_project_backward": (_INT, [ctypes.POINTER(Camera), _LONG, *[_POINTER] * 14]),
-    "gsopt_sh": (_INT, [_LONG, _INT, _INT, *[_POINTER] * 6]),
-    "gsopt_sh_backward": (_INT, [_LONG, _INT, _INT, *[_POINTER] * 11]),
+    "gsopt_sh": (_INT, [ctypes.POINTER(Camera), _LONG, _INT, _INT, *[_POINTER] * 5]),
+    "gsopt_sh_backward": (_INT, [ctypes.POINTER(Camera), _LONG, _INT, _INT, *[_POINTER] * 10]),
     "gsopt_set_colors": (_INT, [_POINTER, _INT, _POINTER]),
     "gsopt_rasterize": (_INT, [_POINTER, _INT, *[_POINTER] * 3]),
     "gsopt_rasterize_backward": (_INT, [_POINTER, _INT, *[_POINTER] * 8]),
     "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
+    "gsopt_statistics": (_INT, [_LONG, _POINTER, _POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER]),
     "gsopt_adam": (_INT, [_INT, ctypes.POINTER(AdamTensor)]),
 }
 
@@ -157,13 +158,14 @@ def fma_peak(seconds: float = 0.1) -> float:
     return found.value
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    """Address of a tensor's data; it must be in the CPU's memory, contiguous, and outlive the call."""
+def pointer(tensor: Tensor | None, index: int = 0) -> int | None:
+    """Address of `tensor[index]`; it must be in the CPU's memory, contiguous, and outlive the call."""
     if tensor is None:
         return None
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if not (tensor.is_cpu and tensor.is_contiguous()):
         raise ValueError(f"the kernel needs contiguous tensors on the CPU, found one on {tensor.device}")
-    return tensor.data_ptr()
+    address = tensor.data_ptr()
+    return address + index * tensor.stride(0) * tensor.itemsize if index else address
 
 
 def check(status: int) -> None:

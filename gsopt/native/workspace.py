@@ -18,6 +18,7 @@ _KEPT = 4  # blocks a name; more tensors at once than that are ordinary ones
 _SPARE = 1.25  # room for a growing scene
 _WASTE = 4  # a block this many times too large is given back
 _ALIGNMENT = 64  # bytes: a cache line
+_NUMPY = {torch.int32: np.int32}
 _FREE = 2  # references to a block that no tensor uses: the list's and getrefcount's own
 
 _blocks: dict[str, list[np.ndarray]] = {}
@@ -32,7 +33,7 @@ def empty(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     Args:
         name: of the purpose; tensors that are alive at the same time may share it.
         shape: of the tensor.
-        dtype: one of four bytes.
+        dtype: float32 or int32.
     """
     count = math.prod(shape)
     with _lock:
@@ -64,10 +65,12 @@ def _aligned(count: int) -> np.ndarray:
     """`count` four-byte elements that begin on a cache line."""
     raw = np.empty(4 * count + _ALIGNMENT, np.uint8)
     first = -raw.ctypes.data % _ALIGNMENT
-    return raw[first : first + 4 * count].view(np.float32)
+    # Through a buffer, so that slices of the block refer to it; those of a view refer to what that is of.
+    return np.frombuffer(memoryview(raw)[first : first + 4 * count], np.float32)
 
 
 def _tensor(block: np.ndarray, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    storage = torch.from_numpy(block).untyped_storage()  # holds the block, whose references say it is in use
-    # No view: autograd would refuse to let users change a rendered picture in place.
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, tuple(shape))
+    # The tensor holds this array, and that the block, whose references say that it is in use. Made so, it is
+    # no view: autograd would refuse to let users change a rendered picture in place.
+    array = block[: math.prod(shape)].reshape(shape)
+    return torch.from_numpy(array if dtype == torch.float32 else array.view(_NUMPY[dtype]))

@@ -146,8 +146,56 @@ def rasterization(
         segmented=segmented,
         covars=covars,
     )
-    module = importlib.import_module(f"gsopt.render.{_choose_backend(call, backend)}")
-    return module.render(call)
+    return _render(call, backend)
+
+
+def rasterization_of_parameters(
+    means: Tensor,
+    quats: Tensor,
+    log_scales: Tensor,
+    logits: Tensor,
+    harmonics: tuple[Tensor, Tensor],
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    sh_degree: int,
+    backend: str | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """:func:`rasterization` of Gaussians as a `GaussianModel` stores them, with gradients by what is stored.
+
+    The CPU kernel takes exponentials and sigmoids on its way, which saves torch's passes over memory.
+    `info["opacities"]` has the values between 0 and 1.
+
+    Args:
+        log_scales: logs of the standard deviations in world units. [N, 3]
+        logits: of the opacities. [N] or [N, 1]
+        harmonics: coefficients [N, 1, 3] and [N, K-1, 3].
+        means, quats, viewmats, Ks, width, height, sh_degree, backend, options: as for `rasterization`.
+    """
+    call = RenderCall(
+        means,
+        quats,
+        log_scales,
+        logits,
+        harmonics,
+        viewmats,
+        Ks,
+        width,
+        height,
+        sh_degree=sh_degree,
+        raw=True,
+        **options,
+    )
+    return _render(call, backend)
+
+
+def _render(call: RenderCall, backend: str | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    name = _choose_backend(call, backend)
+    module = importlib.import_module(f"gsopt.render.{name}")
+    return module.render(call if name == "cpu" else call.activated())
 
 
 def _reject_unsupported(

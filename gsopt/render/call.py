@@ -1,6 +1,6 @@
 """What every rasterizer backend is given, checked once, and the constants they share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
@@ -57,11 +57,18 @@ class RenderCall:
     channel_chunk: int = 32
     segmented: bool = False
     covars: Tensor | None = None  # [N, 3, 3] world units squared; only the upper triangle is read
+    raw: bool = False  # scales are logs, opacities logits [N] or [N, 1]
 
     def __post_init__(self) -> None:
+        signature = tuple(map(_signature, vars(self).values()))
+        if signature in _passed:
+            return
         _check_settings(self)
         _check_gaussians(self)
         _check_colors(self)
+        if len(_passed) >= _PASSED_MOST:
+            _passed.clear()
+        _passed.add(signature)
 
     @property
     def num_gaussians(self) -> int:
@@ -103,12 +110,35 @@ class RenderCall:
     def antialiased(self) -> bool:
         return self.rasterize_mode == "antialiased"
 
+    def activated(self) -> "RenderCall":
+        """The same call with scales and opacities as values, where they were given raw."""
+        if not self.raw:
+            return self
+        scales = None if self.scales is None else self.scales.exp()
+        return replace(self, scales=scales, opacities=self.opacities.flatten().sigmoid(), raw=False)
+
     @property
     def sh_parts(self) -> tuple[Tensor, Tensor]:
         """Coefficients of degree 0, [(C,) N, 1, 3], and the others, [(C,) N, K-1, 3]; views of one tensor."""
         if isinstance(self.colors, tuple):
             return self.colors
         return self.colors[..., :1, :], self.colors[..., 1:, :]
+
+
+# Signatures of calls without fault: training makes the same call thousands of times.
+_passed: set[tuple] = set()
+_PASSED_MOST = 256
+
+
+def _signature(argument: object) -> object:
+    """All that the checks look at of an argument."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.dtype, argument.device
+    if isinstance(argument, tuple):
+        return tuple(map(_signature, argument))
+    if type(argument).__hash__ is None:
+        return object()  # like no other: no setting is a list or the like
+    return type(argument), argument
 
 
 def _check_settings(call: RenderCall) -> None:
@@ -145,7 +175,7 @@ def _check_gaussians(call: RenderCall) -> None:
     _check_tensor(call, "means", call.means, "N 3")
     _check_tensor(call, "viewmats", call.viewmats, "C 4 4")
     _check_tensor(call, "Ks", call.Ks, "C 3 3")
-    _check_tensor(call, "opacities", call.opacities, "N")
+    _check_tensor(call, "opacities", call.opacities, "N", *(["N 1"] if call.raw else []))
     if call.covars is None:
         _check_tensor(call, "quats", call.quats, "N 4")
         _check_tensor(call, "scales", call.scales, "N 3")

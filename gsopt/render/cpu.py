@@ -1,18 +1,17 @@
 """The CPU backend: the native kernel (gsopt/native/src, docs/kernel.md) behind the interface.
 
-Three autograd functions (render/kernel.py), so that gradients stop where nothing behind them is asked for:
-projection, spherical harmonics, compositing. The splats themselves stay in the kernel's frame; between
-projection and compositing the tensors `means2d`, `covars2d` and `opacities` carry gradients only.
+Two autograd functions (render/kernel.py) with the public `means2d` between them: Gaussians to splats, splats
+to images. The splats themselves stay in the kernel's frame; from one function to the other the tensors
+`means2d`, `covars2d` and `opacities` carry gradients only.
 """
 
 import torch
 from torch import Tensor
 
-from gsopt.geometry import camera_centers
 from gsopt.native import Frame
 from gsopt.render.call import EXPECTED_DEPTH_ALPHA_MIN, RenderCall
 from gsopt.render.info import RenderInfo, render_info
-from gsopt.render.kernel import Anchor, Harmonics, Project, Rasterize, Watch
+from gsopt.render.kernel import Anchor, Rasterize, Splat, Watch
 
 _MAX_CHANNELS = 32  # of the kernel, in one go; up to 4 are fast
 _MAX_DEGREE = 3
@@ -29,19 +28,29 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
     """
     _reject(call)
     frames = [Frame() for _ in range(call.num_cameras)]
-    # Unless it compensates them, projection has no gradient for opacities, and must not seem to.
-    opacities = call.opacities if call.antialiased else call.opacities.detach()
-    means2d, covars2d, depths, compensated, radii = Project.apply(
-        call, frames, call.means, call.quats, call.scales, opacities, call.viewmats
+    # Opacities that reach compositing as they are get no gradient from projection, which must not seem to.
+    activates = call.raw or call.antialiased
+    means2d, covars2d, depths, opacities, colors, radii = Splat.apply(
+        call,
+        frames,
+        call.means,
+        call.quats,
+        call.scales,
+        call.opacities if activates else call.opacities.detach(),
+        *((None, None) if call.sh_degree is None else call.sh_parts),
+        call.viewmats,
     )
     if torch.is_grad_enabled() and not means2d.requires_grad:
         means2d = Anchor.apply(means2d, means2d.new_zeros((), requires_grad=True))
-    opacities = compensated if call.antialiased else _per_camera(call, call.opacities)
+    if not activates:
+        opacities = _per_camera(call, call.opacities)
+    if colors is None:
+        colors = call.colors if call.colors.ndim == 3 else _per_camera(call, call.colors)
     rows = (radii > 0).all(-1).nonzero(as_tuple=True) if call.packed else None
     info = _info(call, rows, radii, means2d, depths, covars2d, opacities)
     if rows is not None and torch.is_grad_enabled():  # the gradient comes back through the public tensor
         means2d = means2d.detach().index_put(rows, info["means2d"])
-    values, backgrounds = _values(call, _colors(call, radii), depths)
+    values, backgrounds = _values(call, colors, depths)
     watch = Watch(info["means2d"], rows)
     images, alphas = _composite(call, frames, watch, means2d, covars2d, opacities, values, backgrounds)
     if call.divides_depth:
@@ -76,15 +85,6 @@ def _reject(call: RenderCall) -> None:
 def _per_camera(call: RenderCall, rows: Tensor) -> Tensor:
     """[N, ...] -> [C, N, ...]"""
     return rows.expand(call.num_cameras, *rows.shape)
-
-
-def _colors(call: RenderCall, radii: Tensor) -> Tensor:
-    """Colours as the cameras see them. [C, N, D]"""
-    if call.sh_degree is None:
-        return call.colors if call.colors.ndim == 3 else _per_camera(call, call.colors)
-    first, others = call.sh_parts
-    centers = camera_centers(call.viewmats)  # [C, 3]
-    return Harmonics.apply(call.sh_degree, call.means, centers, first, others, radii)
 
 
 def _values(call: RenderCall, colors: Tensor, depths: Tensor) -> tuple[Tensor, Tensor | None]:

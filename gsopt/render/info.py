@@ -1,5 +1,6 @@
 """The dictionary of intermediate results of a rasterization, with gsplat's keys, shapes and dtypes."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -121,6 +122,20 @@ def tracked(means2d: Tensor) -> Tensor:
     if torch.is_grad_enabled() and not means2d.requires_grad:
         means2d.requires_grad_()
     return means2d
+
+
+def keep_gradient(means2d: Tensor) -> None:
+    """`retain_grad` without torch's copy: after the backward pass `means2d.grad` is the gradient itself.
+
+    It lies in memory that the next backward passes use again once nobody holds it.
+    """
+    holder = weakref.ref(means2d)  # the hook lives as long as the tensor, so it must not keep it alive
+
+    def keep(gradient: Tensor) -> None:
+        if (tensor := holder()) is not None:
+            tensor.grad = gradient
+
+    means2d.register_hook(keep)
 
 
 @torch.no_grad()

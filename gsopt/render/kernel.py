@@ -1,9 +1,10 @@
-"""The native kernel as autograd functions: projection, spherical harmonics, compositing.
+"""The native kernel as autograd functions: Gaussians to splats, and splats to images.
 
 Each takes all cameras of a call and loops over them; the kernel renders one at a time.
 """
 
 import weakref
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -52,19 +53,24 @@ class Anchor(torch.autograd.Function):
 def _camera(call: RenderCall, index: int) -> Camera:
     view = call.viewmats[index].detach().tolist()
     (fx, _, cx), (_, fy, cy), _ = call.Ks[index].detach().tolist()
-    camera = Camera(fx=fx, fy=fy, cx=cx, cy=cy, width=call.width, height=call.height)
-    camera.rotation[:] = [*view[0][:3], *view[1][:3], *view[2][:3]]
-    camera.translation[:] = [view[0][3], view[1][3], view[2][3]]
-    camera.near_plane, camera.far_plane = call.near_plane, call.far_plane
-    camera.radius_clip, camera.eps2d, camera.antialiased = call.radius_clip, call.eps2d, call.antialiased
-    return camera
+    return Camera(
+        (*view[0][:3], *view[1][:3], *view[2][:3]),
+        (view[0][3], view[1][3], view[2][3]),
+        *(fx, fy, cx, cy),
+        *(call.width, call.height),
+        *(call.near_plane, call.far_plane, call.radius_clip, call.eps2d),
+        *(call.antialiased, call.raw),
+    )
 
 
-class Project(torch.autograd.Function):
+class Splat(torch.autograd.Function):
     """Gaussians to splats, in the kernel's frames.
 
-    Returns means2d [C, N, 2], blurred covariances xx, xy, yy [C, N, 3], depths [C, N], compensated opacities
-    [C, N] (empty unless antialiased) and radii int32 [C, N, 2]; zeros where there is no splat.
+    Returns means2d [C, N, 2]; blurred covariances xx, xy, yy [C, N, 3]; depths [C, N]; opacities as they are
+    composited [C, N], None where they are those given; colours max(harmonics + 1/2, 0) [C, N, 3], None
+    without harmonics; and radii int32 [C, N, 2]. Zeros where there is no splat.
+
+    What no input asks a gradient of gives none, so that compositing does not work one out for it.
     """
 
     @staticmethod
@@ -76,73 +82,139 @@ class Project(torch.autograd.Function):
         quats: Tensor,
         scales: Tensor,
         opacities: Tensor,
+        first: Tensor | None,
+        others: Tensor | None,
         viewmats: Tensor,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         shape = (call.num_cameras, call.num_gaussians)
         inputs = [tensor.contiguous() for tensor in (means, quats, scales, opacities)]
+        harmonics = [] if first is None else [first.contiguous(), others.contiguous()]
         means2d = workspace.empty("means2d", (*shape, 2))
         covars2d = workspace.empty("covars2d", (*shape, 3))
         depths = workspace.empty("depths", shape)
         radii = workspace.empty("radii", (*shape, 2), torch.int32)
-        compensated = workspace.empty("compensated", shape if call.antialiased else (call.num_cameras, 0))
-        cameras = [_camera(call, c) for c in range(call.num_cameras)]
-        for c, (frame, camera) in enumerate(zip(frames, cameras, strict=True)):
-            outputs = (radii[c], means2d[c], covars2d[c], depths[c])
-            check(
-                library().gsopt_project(
-                    frame.handle,
-                    camera,
-                    call.num_gaussians,
-                    *map(pointer, inputs),
-                    *map(pointer, outputs),
-                    pointer(compensated[c]) if call.antialiased else None,
-                )
-            )
+        composited = workspace.empty("opacities", shape) if call.raw or call.antialiased else None
+        colors = workspace.empty("colors", (*shape, 3)) if harmonics else None
+        splats = (radii, means2d, covars2d, depths, composited)
+        ctx.cameras = [_camera(call, c) for c in range(call.num_cameras)]  # callers may refill viewmats
+        for c, camera in enumerate(ctx.cameras):
+            rows = (*map(pointer, inputs), *(pointer(tensor, c) for tensor in splats))
+            check(library().gsopt_project(frames[c].handle, camera, shape[1], *rows))
+            if harmonics:
+                rows = (pointer(inputs[0]), *_of_camera(harmonics, c), pointer(radii, c), pointer(colors, c))
+                check(library().gsopt_sh(camera, *_sizes(call, harmonics), *rows))
         ctx.call = call
-        ctx.cameras = cameras  # as they were now: the caller may refill viewmats before the backward pass
-        ctx.save_for_backward(*inputs, radii)
-        ctx.mark_non_differentiable(radii)
+        ctx.save_for_backward(radii, colors, *inputs, *harmonics)
+        ctx.mark_non_differentiable(*_unasked(ctx, means2d, covars2d, depths, composited, colors), radii)
         ctx.set_materialize_grads(False)
-        return means2d, covars2d, depths, compensated, radii
+        return means2d, covars2d, depths, composited, colors, radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        call, (*inputs, radii) = ctx.call, ctx.saved_tensors
-        v_means2d, v_covars2d, v_depths, v_compensated = (
-            None if grad is None else grad.contiguous() for grad in grads[:4]
-        )
-        wanted = list(ctx.needs_input_grad[2:6])
-        wanted[3] &= call.antialiased  # otherwise opacities go straight to compositing
-        v_viewmats = torch.zeros_like(call.viewmats) if ctx.needs_input_grad[6] else None
+        grads = tuple(None if grad is None else grad.contiguous() for grad in grads[:5])
+        saved, shared = ctx.saved_tensors, ctx.saved_tensors[-1].ndim == 3
         total: list[Tensor | None] = [None] * 4
-        for c in range(call.num_cameras):
-            outputs = [
-                workspace.empty(f"v_{name}", tensor.shape) if want else None
-                for name, want, tensor in zip(_GEOMETRY, wanted, inputs, strict=True)
-            ]
-            v_camera = None if v_viewmats is None else v_viewmats.new_empty(12)
-            grads_c = (None if grad is None else grad[c] for grad in (v_means2d, v_covars2d, v_depths))
-            check(
-                library().gsopt_project_backward(
-                    ctx.cameras[c],
-                    call.num_gaussians,
-                    *map(pointer, inputs),
-                    pointer(radii[c]),
-                    *map(pointer, grads_c),
-                    pointer(v_compensated[c]) if call.antialiased and v_compensated is not None else None,
-                    *map(pointer, outputs),
-                    pointer(v_camera),
-                )
-            )
-            total = [_add(a, b) for a, b in zip(total, outputs, strict=True)]
+        coefficients: list[list[Tensor | None]] = []
+        v_viewmats = torch.zeros_like(ctx.call.viewmats) if ctx.needs_input_grad[8] else None
+        for c in range(ctx.call.num_cameras):
+            v_camera = None if v_viewmats is None else v_viewmats.new_zeros(12)
+            gaussians = _project_backward(ctx, saved, grads, c, v_camera)
+            coefficients.append(_harmonics_backward(ctx, saved, grads[4], c, gaussians[0], v_camera))
+            total = [_add(a, b) for a, b in zip(total, gaussians, strict=True)]
             if v_viewmats is not None:
                 v_viewmats[c, :3, :3] = v_camera[:9].view(3, 3)
                 v_viewmats[c, :3, 3] = v_camera[9:]
-        return None, None, *total, v_viewmats
+        joined = (_join(of_cameras, shared) for of_cameras in zip(*coefficients, strict=True))
+        return None, None, *total, *joined, v_viewmats
 
 
-_GEOMETRY = ("means", "quats", "scales", "opacities")  # the inputs of `Project` that get gradients
+# Positions of the inputs of `Splat` that get gradients.
+_MEANS, _OPACITIES, _FIRST, _OTHERS, _VIEWMATS = 2, 5, 6, 7, 8
+
+
+def _moves(ctx: Any) -> bool:
+    """Whether a gradient of the splats' places and shapes is asked for."""
+    return any(ctx.needs_input_grad[_MEANS:_OPACITIES]) or ctx.needs_input_grad[_VIEWMATS]
+
+
+def _unasked(
+    ctx: Any,
+    means2d: Tensor,
+    covars2d: Tensor,
+    depths: Tensor,
+    opacities: Tensor | None,
+    colors: Tensor | None,
+) -> Iterator[Tensor]:
+    """The results that no input asks a gradient of; so compositing does not work one out for them."""
+    needs, moves = ctx.needs_input_grad, _moves(ctx)
+    if not moves:
+        yield from (means2d, covars2d, depths)
+    if opacities is not None and not (needs[_OPACITIES] or (moves and ctx.call.antialiased)):
+        yield opacities
+    turns = ctx.call.sh_degree and (needs[_MEANS] or needs[_VIEWMATS])
+    if colors is not None and not (needs[_FIRST] or needs[_OTHERS] or turns):
+        yield colors
+
+
+def _project_backward(
+    ctx: Any, saved: Sequence[Tensor], grads: Sequence[Tensor | None], camera: int, v_camera: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients of means, quats, scales and opacities by one camera, as far as they are asked for."""
+    call, (radii, _, *inputs) = ctx.call, saved[:6]
+    wanted = list(ctx.needs_input_grad[_MEANS : _OPACITIES + 1])
+    wanted[3] &= call.raw or call.antialiased  # otherwise opacities go straight to compositing
+    outputs = [
+        workspace.empty(f"v_{name}", tensor.shape) if want else None
+        for name, want, tensor in zip(_GEOMETRY, wanted, inputs, strict=True)
+    ]
+    if any(wanted) or v_camera is not None:
+        of_camera = (pointer(grad, camera) for grad in grads[:4])
+        rows = (*map(pointer, inputs), pointer(radii, camera), *of_camera, *map(pointer, outputs))
+        check(
+            library().gsopt_project_backward(
+                ctx.cameras[camera], call.num_gaussians, *rows, pointer(v_camera)
+            )
+        )
+    return outputs
+
+
+_GEOMETRY = ("means", "quats", "scales", "opacities")
+
+
+def _harmonics_backward(
+    ctx: Any,
+    saved: Sequence[Tensor],
+    v_colors: Tensor | None,
+    camera: int,
+    v_means: Tensor | None,
+    v_camera: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients of the coefficients by one camera; those by the view are added to `v_means`, `v_camera`."""
+    if v_colors is None:
+        return [None, None]
+    radii, colors, means, *_, first, others = saved
+    outputs = [
+        workspace.empty(name, tensor.shape[-3:]) if want else None
+        for name, want, tensor in zip(
+            ("v_first", "v_others"), ctx.needs_input_grad[_FIRST : _OTHERS + 1], (first, others), strict=True
+        )
+    ]
+    rows = (pointer(means), *_of_camera((first, others), camera), pointer(radii, camera))
+    rows += (pointer(colors, camera), pointer(v_colors, camera))
+    rows += tuple(map(pointer, (*outputs, v_means, v_camera)))
+    check(library().gsopt_sh_backward(ctx.cameras[camera], *_sizes(ctx.call, (first, others)), *rows))
+    return outputs
+
+
+def _sizes(call: RenderCall, harmonics: Sequence[Tensor]) -> tuple[int, int, int]:
+    """Gaussians, degree in use, and bands above the first that there are."""
+    return call.num_gaussians, call.sh_degree, harmonics[1].shape[-2]
+
+
+def _of_camera(harmonics: Sequence[Tensor], camera: int) -> Iterator[int]:
+    """Addresses of the camera's own coefficients, or of those that all share. [N, K, 3]"""
+    return (pointer(tensor, camera if tensor.ndim == 4 else 0) for tensor in harmonics)
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -150,61 +222,11 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a.add_(b)
 
 
-class Harmonics(torch.autograd.Function):
-    """Colours max(harmonics + 1/2, 0) of visible Gaussians [C, N, 3]; zeros for the others."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, degree: int, means: Tensor, centers: Tensor, first: Tensor, others: Tensor, radii: Tensor
-    ) -> Tensor:
-        means, centers, first, others = (t.contiguous() for t in (means, centers, first, others))
-        colors = workspace.empty("colors", (*radii.shape[:2], 3))
-        for c in range(len(radii)):
-            arguments = (means, centers[c], *_of_camera(c, first, others), radii[c], colors[c])
-            check(library().gsopt_sh(len(means), degree, others.shape[-2], *map(pointer, arguments)))
-        ctx.degree = degree
-        ctx.save_for_backward(means, centers, first, others, radii, colors)
-        return colors
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, v_colors: Tensor) -> tuple[Tensor | None, ...]:
-        means, centers, first, others, radii, colors = ctx.saved_tensors
-        v_colors = v_colors.contiguous()
-        shared = first.ndim == 3  # one set of coefficients for all cameras
-        v_means, v_first, v_others = None, [], []
-        v_centers = torch.empty_like(centers) if ctx.needs_input_grad[2] else None
-        for c in range(len(radii)):
-            of_camera = _of_camera(c, first, others)
-            outputs = [
-                workspace.empty(name, tensor.shape) if want else None
-                for name, want, tensor in zip(
-                    ("v_first", "v_others"), ctx.needs_input_grad[3:5], of_camera, strict=True
-                )
-            ]
-            v_camera_means = workspace.empty("v_means", means.shape) if ctx.needs_input_grad[1] else None
-            arguments = (means, centers[c], *of_camera, radii[c], colors[c], v_colors[c])
-            arguments += (*outputs, v_camera_means, None if v_centers is None else v_centers[c])
-            check(
-                library().gsopt_sh_backward(
-                    len(means), ctx.degree, others.shape[-2], *map(pointer, arguments)
-                )
-            )
-            v_means = _add(v_means, v_camera_means)
-            v_first.append(outputs[0])
-            v_others.append(outputs[1])
-        return None, v_means, v_centers, _join(v_first, shared), _join(v_others, shared), None
-
-
-def _of_camera(camera: int, *coefficients: Tensor) -> list[Tensor]:
-    """The camera's own coefficients, or those that all share. [N, K, 3]"""
-    return [tensor if tensor.ndim == 3 else tensor[camera] for tensor in coefficients]
-
-
-def _join(gradients: list[Tensor | None], shared: bool) -> Tensor | None:
+def _join(gradients: Sequence[Tensor | None], shared: bool) -> Tensor | None:
+    """Of all cameras' coefficients: summed where they are shared, else one after another."""
     if gradients[0] is None:
         return None
-    return reduce(_add, gradients) if shared else torch.stack(gradients)
+    return reduce(_add, gradients) if shared else torch.stack(list(gradients))
 
 
 class Rasterize(torch.autograd.Function):
@@ -232,9 +254,9 @@ class Rasterize(torch.autograd.Function):
         values = values.contiguous()
         backgrounds = None if backgrounds is None else backgrounds.contiguous()
         for c, frame in enumerate(frames):
-            check(library().gsopt_set_colors(frame.handle, channels, pointer(values[c])))
-            outputs = (None if backgrounds is None else backgrounds[c], images[c], alphas[c])
-            check(library().gsopt_rasterize(frame.handle, channels, *map(pointer, outputs)))
+            check(library().gsopt_set_colors(frame.handle, channels, pointer(values, c)))
+            outputs = (pointer(tensor, c) for tensor in (backgrounds, images, alphas))
+            check(library().gsopt_rasterize(frame.handle, channels, *outputs))
         ctx.call, ctx.frames, ctx.watch, ctx.channels = call, frames, watch, channels
         # With several parts, the frames may hold another part's colours by the time of the backward pass.
         ctx.colors_change = colors_change
@@ -266,10 +288,9 @@ class Rasterize(torch.autograd.Function):
         v_means2d, v_absolute, v_covars2d, v_values, v_opacities = outputs = tuple(outputs)
         for c, frame in enumerate(ctx.frames):
             if ctx.colors_change:
-                check(library().gsopt_set_colors(frame.handle, channels, pointer(values[c])))
-            arguments = (backgrounds, v_images, v_alphas, *outputs)
-            of_camera = (None if tensor is None else tensor[c] for tensor in arguments)
-            check(library().gsopt_rasterize_backward(frame.handle, channels, *map(pointer, of_camera)))
+                check(library().gsopt_set_colors(frame.handle, channels, pointer(values, c)))
+            of_camera = (pointer(tensor, c) for tensor in (backgrounds, v_images, v_alphas, *outputs))
+            check(library().gsopt_rasterize_backward(frame.handle, channels, *of_camera))
         if v_absolute is not None:
             ctx.watch.set_absgrad(v_absolute)
         v_backgrounds = ((1 - alphas) * v_images).sum((1, 2)) if behind else None

@@ -14,6 +14,7 @@ from gsopt.errors import InputError
 from gsopt.geometry import quat_to_rotmat
 from gsopt.schedules import resolve_steps, scaled
 from gsopt.strategy.protocol import Refinement, Strategy, row_names
+from gsopt.strategy.statistics import add_gradients
 
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of both halves, divided by this
 STATISTICS = ("grad2d", "count", "radii")
@@ -120,14 +121,11 @@ class DefaultStrategy(Strategy):
             )
         radii = info["radii"]  # int [C, N, 2]
         # The loss is a mean over cameras: its gradient is undone to that of each.
-        to_ndc_x, to_ndc_y = (info[side] / 2 * info["n_cameras"] for side in ("width", "height"))
-        norms = ((gradients[..., 0] * to_ndc_x).square() + (gradients[..., 1] * to_ndc_y).square()).sqrt()
-        visible = (radii[..., 0] > 0) & (radii[..., 1] > 0)  # [C, N]; all(dim=-1) takes four times as long
+        to_ndc = [info[side] / 2 * info["n_cameras"] for side in ("width", "height")]
         statistics = self._rows(gradients.shape[-2], gradients.device)
-        for camera in range(len(visible)):
-            statistics["grad2d"] += torch.where(visible[camera], norms[camera], 0)
-            statistics["count"] += visible[camera]
+        add_gradients(statistics["grad2d"], statistics["count"], radii, gradients, to_ndc)
         if self.refine_scale2d_stop_iter:
+            visible = (radii > 0).all(dim=-1)  # [C, N]
             largest = torch.where(visible, radii.amax(dim=-1), 0).amax(dim=0)  # pixels [N]
             longest_side = max(info["width"], info["height"])
             torch.maximum(statistics["radii"], largest / longest_side, out=statistics["radii"])

@@ -256,12 +256,14 @@ static void color_chunk(void *context, int64_t chunk, int thread) {
 
 int gsopt_set_colors(gsopt_frame *f, int channels, const float *colors) {
     color_job job = {f, channels, colors};
-    if (channels > 4) {
-        if (buffer_reserve(&f->wide_colors, f->n * channels * sizeof(float))) return GSOPT_NO_MEMORY;
-        if (f->n) memcpy(f->wide_colors.data, colors, f->n * channels * sizeof(float));
-        return 0;
-    }
-    parallel_for(div_up(f->visible, CHUNK), color_chunk, &job);
+    int wide = channels > 4;
+    if (wide && buffer_reserve(&f->wide_colors, f->n * channels * sizeof(float))) return GSOPT_NO_MEMORY;
+    stage_clock clock = stage_begin();
+    if (!wide)
+        parallel_for(div_up(f->visible, CHUNK), color_chunk, &job);
+    else if (f->n)
+        memcpy(f->wide_colors.data, colors, f->n * channels * sizeof(float));
+    stage_end(&clock, STAGE_FORWARD);
     return 0;
 }
 

@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 
-#define GSOPT_ABI 1
+#define GSOPT_ABI 2
 #define GSOPT_NO_MEMORY 1
 #define GSOPT_TOO_MANY 2 /* (Gaussian, tile) pairs for 32 bits */
 #define EXPORT __attribute__((visibility("default")))
@@ -22,6 +22,7 @@ typedef struct {
     float near_plane, far_plane;       /* world units */
     float radius_clip, eps2d;          /* pixels, pixels^2 */
     int32_t antialiased;               /* opacities are compensated for eps2d (Mip-Splatting) */
+    int32_t raw;                       /* scales are given as logs and opacities as logits; so are their gradients */
 } gsopt_camera;
 
 EXPORT int gsopt_abi(void);
@@ -46,23 +47,24 @@ EXPORT int64_t gsopt_frame_bytes(const gsopt_frame *frame);
 EXPORT void gsopt_frame_work(const gsopt_frame *frame, int64_t work[4]);
 
 /* project.c: EWA projection. radii [N,2] int32, 0 where culled; means2d [N,2]; cov2d [N,3] (xx, xy, yy with eps2d
- * added); depths [N]; compensated [N] opacities, written when antialiased. Culled rows are written as zeros. */
+ * added); depths [N]; splat_opacities [N] as composited, may be NULL. Culled rows are written as zeros. */
 EXPORT int gsopt_project(gsopt_frame *frame, const gsopt_camera *camera, int64_t n, const float *means,
                          const float *quats, const float *scales, const float *opacities, int32_t *radii,
-                         float *means2d, float *cov2d, float *depths, float *compensated);
-/* project_backward.c: v_depths, v_compensated and every output may be NULL. v_viewmat [12]: rotation, translation. */
+                         float *means2d, float *cov2d, float *depths, float *splat_opacities);
+/* project_backward.c: v_depths, v_splat_opacities and every output may be NULL. v_viewmat [12]: rotation, translation. */
 EXPORT int gsopt_project_backward(const gsopt_camera *camera, int64_t n, const float *means, const float *quats,
                                   const float *scales, const float *opacities, const int32_t *radii,
                                   const float *v_means2d, const float *v_cov2d, const float *v_depths,
-                                  const float *v_compensated, float *v_means, float *v_quats, float *v_scales,
+                                  const float *v_splat_opacities, float *v_means, float *v_quats, float *v_scales,
                                   float *v_opacities, float *v_viewmat);
 
-/* sh.c: colours max(SH(direction) + 1/2, 0) of the visible rows. dc [N,3], rest [N,bands,3], colors [N,3]. */
-EXPORT int gsopt_sh(int64_t n, int degree, int bands, const float *means, const float *center, const float *dc,
+/* sh.c: colours max(SH(direction) + 1/2, 0) of the visible rows. dc [N,3], rest [N,bands,3], colors [N,3]. Backward adds to
+ * v_means and v_viewmat, so that projection's part is there already, and writes the others. */
+EXPORT int gsopt_sh(const gsopt_camera *camera, int64_t n, int degree, int bands, const float *means, const float *dc,
                     const float *rest, const int32_t *radii, float *colors);
-EXPORT int gsopt_sh_backward(int64_t n, int degree, int bands, const float *means, const float *center,
+EXPORT int gsopt_sh_backward(const gsopt_camera *camera, int64_t n, int degree, int bands, const float *means,
                              const float *dc, const float *rest, const int32_t *radii, const float *colors,
-                             const float *v_colors, float *v_dc, float *v_rest, float *v_means, float *v_center);
+                             const float *v_colors, float *v_dc, float *v_rest, float *v_means, float *v_viewmat);
 
 /* forward.c: front-to-back compositing of the projected frame, with the colours [N,CH] last set. Rows of Gaussians that
  * touch no tile are not read. image [H,W,CH], alpha [H,W]; background [CH] or NULL (black). */
@@ -78,6 +80,10 @@ EXPORT int gsopt_rasterize_backward(gsopt_frame *frame, int channels, const floa
  * [H,W,3] or NULL. sums: mean L1, mean SSIM. The frame lends its loss buffers only. */
 EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const float *image, const uint8_t *target8,
                              const float *target, float weight, double *sums, float *gradient);
+
+/* statistics.c: adds to norms [N] the length of (scale_x, scale_y) v_means2d, and 1 to counts [N], for visible rows. */
+EXPORT int gsopt_statistics(int64_t n, const int32_t *radii, const float *v_means2d, float scale_x, float scale_y,
+                            float *norms, float *counts);
 
 /* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included. */
 typedef struct {

@@ -7,7 +7,7 @@ typedef struct {
     int64_t n;
     const float *means, *quats, *scales, *opacities;
     int32_t *radii;
-    float *means2d, *cov2d, *depths, *compensated;
+    float *means2d, *cov2d, *depths, *splat_opacities;
 } project_job;
 
 typedef struct { /* LANES splats by field, in the order of `splat`, and what is written of them besides */
@@ -117,7 +117,7 @@ static void write_rows(const project_job *job, const lane_splats *s, const proje
                 vf_only(s->keep, s->fields[F_MY] + 0.5f));
     for (int k = 0; k < 3; k++) store_column(job->cov2d, 3, k, &rows, vf_only(s->keep, cov[k]));
     vf_store_first(job->depths + first, vf_only(s->keep, g->z), count);
-    if (job->compensated) vf_store_first(job->compensated + first, vf_only(s->keep, s->fields[F_OPACITY]), count);
+    if (job->splat_opacities) vf_store_first(job->splat_opacities + first, vf_only(s->keep, s->fields[F_OPACITY]), count);
 }
 
 static void write_splats(splat *out, lane_splats *s, int count) {
@@ -131,7 +131,7 @@ static void write_splats(splat *out, lane_splats *s, int count) {
 static void clear_rows(const project_job *job, int64_t first, int count) {
     memset(job->radii + 2 * first, 0, 8 * count), memset(job->means2d + 2 * first, 0, 8 * count);
     memset(job->cov2d + 3 * first, 0, 12 * count), memset(job->depths + first, 0, 4 * count);
-    if (job->compensated) memset(job->compensated + first, 0, 4 * count);
+    if (job->splat_opacities) memset(job->splat_opacities + first, 0, 4 * count);
     memset((footprint *)job->frame->footprints.data + first, 0, count * sizeof(footprint));
 }
 
@@ -147,7 +147,7 @@ static int project_lanes(const project_job *job, int64_t first) {
     s.keep = vm_from_bits(0);
     if (vm_bits(candidates)) {
         project_covariance(&g, cam, job->quats, job->scales, &rows);
-        make_splats(&s, job, &g, load_column(job->opacities, 1, 0, &rows), candidates);
+        make_splats(&s, job, &g, load_opacities(cam, job->opacities, &rows), candidates);
     }
     if (!vm_bits(s.keep)) {
         clear_rows(job, first, rows.count);
@@ -170,7 +170,7 @@ static void project_chunk(void *context, int64_t chunk, int thread) {
 
 int gsopt_project(gsopt_frame *f, const gsopt_camera *cam, int64_t n, const float *means, const float *quats,
                   const float *scales, const float *opacities, int32_t *radii, float *means2d, float *cov2d,
-                  float *depths, float *compensated) {
+                  float *depths, float *splat_opacities) {
     f->n = n, f->width = cam->width, f->height = cam->height;
     f->tiles_x = (int)div_up(cam->width, TILE), f->tiles_y = (int)div_up(cam->height, TILE);
     int64_t chunks = div_up(n, CHUNK);
@@ -179,7 +179,7 @@ int gsopt_project(gsopt_frame *f, const gsopt_camera *cam, int64_t n, const floa
         return GSOPT_NO_MEMORY;
     stage_clock clock = stage_begin();
     project_job job = {f,     cam,     n,     means,  quats,       scales, opacities,
-                       radii, means2d, cov2d, depths, cam->antialiased ? compensated : NULL};
+                       radii, means2d, cov2d, depths, splat_opacities};
     parallel_for(chunks, project_chunk, &job);
     stage_end(&clock, STAGE_PROJECT);
     return bin_splats(f, depths);

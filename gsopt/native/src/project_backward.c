@@ -7,7 +7,7 @@ typedef struct {
     int64_t n;
     const float *means, *quats, *scales, *opacities;
     const int32_t *radii;
-    const float *v_means2d, *v_cov2d, *v_depths, *v_compensated;
+    const float *v_means2d, *v_cov2d, *v_depths, *v_splat_opacities;
     float *v_means, *v_quats, *v_scales, *v_opacities;
     float (*camera_sums)[12]; /* a chunk: rotation, translation; NULL if not wanted */
 } job_t;
@@ -17,13 +17,22 @@ typedef struct {
     vf rotation[3][3], s[3];
 } gradients;
 
+/* Writes the gradient of the opacities as they are given, from v by those between 0 and 1. */
+INLINE void write_opacities(const job_t *job, const lane_rows *rows, vf opacity, vf v) {
+    if (job->cam->raw) v *= opacity * (1.0f - opacity);
+    store_column(job->v_opacities, 1, 0, rows, v);
+}
+
+INLINE vf splat_gradient(const job_t *job, const lane_rows *rows, vm alive) {
+    return job->v_splat_opacities ? vf_only(alive, load_column(job->v_splat_opacities, 1, 0, rows)) : vf_set(0);
+}
+
 /* opacity * sqrt(det0 / det): adds to the covariance's gradient, gives the opacity's. */
 static void compensation_backward(const job_t *job, const projected *g, const lane_rows *rows, vm alive, vf *v_a, vf *v_b,
                                   vf *v_c) {
-    vf zero = vf_set(0), opacity = load_column(job->opacities, 1, 0, rows);
-    vf v_out = job->v_compensated ? vf_only(alive, load_column(job->v_compensated, 1, 0, rows)) : zero;
+    vf zero = vf_set(0), opacity = load_opacities(job->cam, job->opacities, rows), v_out = splat_gradient(job, rows, alive);
     vf ratio = vf_max(g->det0 / g->det, zero), rho = vf_sqrt(ratio), eps = vf_set(job->cam->eps2d);
-    if (job->v_opacities) store_column(job->v_opacities, 1, 0, rows, vf_only(alive, v_out * rho));
+    if (job->v_opacities) write_opacities(job, rows, opacity, vf_only(alive, v_out * rho));
     vm usable = vm_and(alive, vf_lt(vf_set(1e-12f), ratio)); /* the root has no slope at zero */
     vf v_ratio = vf_only(usable, 0.5f * v_out * opacity / (rho * g->det));
     *v_a += v_ratio * (g->c - ratio * (g->c + eps));
@@ -95,7 +104,10 @@ static void write_gradients(const job_t *job, const projected *g, gradients *d, 
             store_column(job->v_means, 3, k, rows, vf_only(alive, v));
         }
     if (job->v_scales)
-        for (int k = 0; k < 3; k++) store_column(job->v_scales, 3, k, rows, vf_only(alive, d->s[k]));
+        for (int k = 0; k < 3; k++) {
+            vf v = job->cam->raw ? d->s[k] * g->s[k] : d->s[k];
+            store_column(job->v_scales, 3, k, rows, vf_only(alive, v));
+        }
     if (job->v_quats) write_quaternions(job, g, d, rows, alive);
 }
 
@@ -108,6 +120,9 @@ static void clear_rows(const job_t *job, int64_t first, int64_t count) {
 
 static void backward_lanes(const job_t *job, const lane_rows *rows, vf camera_sums[12]) {
     vm alive = vm_first(rows->count);
+    if (job->v_opacities && !job->cam->antialiased)
+        write_opacities(job, rows, load_opacities(job->cam, job->opacities, rows), splat_gradient(job, rows, alive));
+    if (!job->v_means && !job->v_quats && !job->v_scales && !camera_sums && !job->cam->antialiased) return;
     projected g;
     project_center(&g, job->cam, job->means, rows);
     project_covariance(&g, job->cam, job->quats, job->scales, rows);
@@ -148,13 +163,13 @@ static void backward_chunk(void *context, int64_t chunk, int thread) {
 
 int gsopt_project_backward(const gsopt_camera *cam, int64_t n, const float *means, const float *quats,
                            const float *scales, const float *opacities, const int32_t *radii, const float *v_means2d,
-                           const float *v_cov2d, const float *v_depths, const float *v_compensated, float *v_means,
+                           const float *v_cov2d, const float *v_depths, const float *v_splat_opacities, float *v_means,
                            float *v_quats, float *v_scales, float *v_opacities, float *v_viewmat) {
     int64_t chunks = div_up(n, CHUNK);
     buffer sums = {0};
     if (v_viewmat && buffer_reserve(&sums, chunks * sizeof(float[12]))) return GSOPT_NO_MEMORY;
     job_t job = {cam,       n,        means,         quats,   scales,  opacities, radii,       v_means2d,
-                 v_cov2d,   v_depths, v_compensated, v_means, v_quats, v_scales,  v_opacities, sums.data};
+                 v_cov2d,   v_depths, v_splat_opacities, v_means, v_quats, v_scales,  v_opacities, sums.data};
     stage_clock clock = stage_begin();
     parallel_for(chunks, backward_chunk, &job);
     stage_end(&clock, STAGE_PROJECT_BACKWARD);

@@ -82,6 +82,12 @@ INLINE void quaternion_rotation(projected *g, const float *quats, const lane_row
     g->R[2][2] = 1.0f - 2.0f * (x * x + y * y);
 }
 
+/* Opacities 0..1 of the lanes' Gaussians. */
+INLINE vf load_opacities(const gsopt_camera *cam, const float *opacities, const lane_rows *r) {
+    vf opacity = load_column(opacities, 1, 0, r);
+    return cam->raw ? 1.0f / (1.0f + vf_exp(-opacity)) : opacity;
+}
+
 /* Needs project_center. Lanes behind the camera give garbage, never used. */
 INLINE void project_covariance(projected *g, const gsopt_camera *cam, const float *quats, const float *scales,
                                const lane_rows *r) {
@@ -99,6 +105,7 @@ INLINE void project_covariance(projected *g, const gsopt_camera *cam, const floa
     vf j02 = -j00 * g->lim_x, j12 = -j11 * g->lim_y;
     for (int k = 0; k < 3; k++) {
         g->s[k] = load_column(scales, 3, k, r);
+        if (cam->raw) g->s[k] = vf_exp(g->s[k]);
         g->T[0][k] = j00 * cam->rotation[k] + j02 * cam->rotation[6 + k];
         g->T[1][k] = j11 * cam->rotation[3 + k] + j12 * cam->rotation[6 + k];
     }

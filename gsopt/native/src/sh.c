@@ -11,7 +11,8 @@
 typedef struct {
     int64_t n;
     int degree, bands;
-    const float *means, *center, *dc, *rest;
+    const float *means, *dc, *rest;
+    float center[3]; /* of the camera, world units */
     const int32_t *radii;
     float *colors;
     const float *clamped, *v_colors;
@@ -132,15 +133,16 @@ static void backward_lanes(const sh_job *job, const lane_rows *rows, vf center_s
         if (job->v_dc) store_column(job->v_dc, 3, c, rows, C0 * v[c]);
     }
     int through = job->degree > 0 && (job->v_means || center_sums);
-    if (!job->v_rest && !through && !job->v_means) return;
+    if (!job->v_rest && !through) return;
     directions(job, rows, d, &inverse);
     if (job->v_rest) {
         basis(job->degree, d[0], d[1], d[2], b);
         store_coefficients(job, rows, b, v);
     }
-    if (through) direction_backward(job, rows, d, inverse, v, v_mean);
+    if (!through) return;
+    direction_backward(job, rows, d, inverse, v, v_mean);
     for (int k = 0; k < 3; k++) {
-        if (job->v_means) store_column(job->v_means, 3, k, rows, v_mean[k]);
+        if (job->v_means) store_column(job->v_means, 3, k, rows, load_column(job->v_means, 3, k, rows) + v_mean[k]);
         if (center_sums) center_sums[k] -= vf_only(vm_first(rows->count), v_mean[k]);
     }
 }
@@ -165,7 +167,6 @@ static void clear_hidden(const sh_job *job, int64_t first, int64_t end) {
         if (job->radii[2 * i] > 0) continue;
         if (job->v_dc) memset(job->v_dc + 3 * i, 0, 12);
         if (job->v_rest) memset(job->v_rest + i * width, 0, width * sizeof(float));
-        if (job->v_means) memset(job->v_means + 3 * i, 0, 12);
     }
 }
 
@@ -185,33 +186,71 @@ static void backward_chunk(void *context, int64_t chunk, int thread) {
         for (int k = 0; k < 3; k++) job->center_sums[chunk][k] = vf_sum(sums[k]);
 }
 
-int gsopt_sh(int64_t n, int degree, int bands, const float *means, const float *center, const float *dc,
+/* Row k of the adjoint of the camera's rotation (or any invertible) matrix A, over its determinant: A^-1 by columns. */
+static void inverse_columns(const gsopt_camera *camera, double columns[3][3]) {
+    const float *A = camera->rotation;
+    double det = 0;
+    for (int k = 0; k < 3; k++) {
+        const float *p = A + 3 * ((k + 1) % 3), *q = A + 3 * ((k + 2) % 3);
+        for (int i = 0; i < 3; i++) {
+            int j = (i + 1) % 3, l = (i + 2) % 3;
+            columns[k][i] = (double)p[j] * q[l] - (double)p[l] * q[j];
+        }
+    }
+    for (int i = 0; i < 3; i++) det += A[i] * columns[0][i];
+    for (int k = 0; k < 3; k++)
+        for (int i = 0; i < 3; i++) columns[k][i] /= det;
+}
+
+/* -A^-1 t, where world points are A p + t in the camera's frame. */
+static void camera_center(const gsopt_camera *camera, float center[3]) {
+    double columns[3][3];
+    const float *t = camera->translation;
+    inverse_columns(camera, columns);
+    for (int i = 0; i < 3; i++) center[i] = (float)-(t[0] * columns[0][i] + t[1] * columns[1][i] + t[2] * columns[2][i]);
+}
+
+/* From the gradient by the centre c = -A^-1 t to those by A and t: v_t = -A^-T v_c, v_A = v_t c^T. */
+static void center_backward(const gsopt_camera *camera, const float center[3], const double v_center[3], float *v_viewmat) {
+    double columns[3][3];
+    inverse_columns(camera, columns);
+    for (int i = 0; i < 3; i++) {
+        double v = 0;
+        for (int k = 0; k < 3; k++) v -= columns[i][k] * v_center[k];
+        for (int k = 0; k < 3; k++) v_viewmat[3 * i + k] += (float)(v * center[k]);
+        v_viewmat[9 + i] += (float)v;
+    }
+}
+
+int gsopt_sh(const gsopt_camera *camera, int64_t n, int degree, int bands, const float *means, const float *dc,
              const float *rest, const int32_t *radii, float *colors) {
-    sh_job job = {.n = n, .degree = degree, .bands = bands, .means = means, .center = center, .dc = dc, .rest = rest,
-                  .radii = radii, .colors = colors};
+    sh_job job = {.n = n, .degree = degree, .bands = bands, .means = means, .dc = dc, .rest = rest, .radii = radii,
+                  .colors = colors};
     stage_clock clock = stage_begin();
+    camera_center(camera, job.center);
     parallel_for(div_up(n, CHUNK), forward_chunk, &job);
     stage_end(&clock, STAGE_SH);
     return 0;
 }
 
-int gsopt_sh_backward(int64_t n, int degree, int bands, const float *means, const float *center, const float *dc,
+int gsopt_sh_backward(const gsopt_camera *camera, int64_t n, int degree, int bands, const float *means, const float *dc,
                       const float *rest, const int32_t *radii, const float *colors, const float *v_colors, float *v_dc,
-                      float *v_rest, float *v_means, float *v_center) {
+                      float *v_rest, float *v_means, float *v_viewmat) {
     int64_t chunks = div_up(n, CHUNK);
     buffer sums = {0};
-    if (v_center && buffer_reserve(&sums, chunks * sizeof(float[3]))) return GSOPT_NO_MEMORY;
-    sh_job job = {.n = n, .degree = degree, .bands = bands, .means = means, .center = center, .dc = dc, .rest = rest,
-                  .radii = radii, .clamped = colors, .v_colors = v_colors, .v_dc = v_dc, .v_rest = v_rest,
-                  .v_means = v_means, .center_sums = sums.data};
+    if (v_viewmat && buffer_reserve(&sums, chunks * sizeof(float[3]))) return GSOPT_NO_MEMORY;
+    sh_job job = {.n = n, .degree = degree, .bands = bands, .means = means, .dc = dc, .rest = rest, .radii = radii,
+                  .clamped = colors, .v_colors = v_colors, .v_dc = v_dc, .v_rest = v_rest, .v_means = v_means,
+                  .center_sums = sums.data};
     stage_clock clock = stage_begin();
+    camera_center(camera, job.center);
     parallel_for(chunks, backward_chunk, &job);
     stage_end(&clock, STAGE_SH_BACKWARD);
-    if (v_center) {
+    if (v_viewmat) {
         double total[3] = {0};
         for (int64_t i = 0; i < chunks; i++)
             for (int k = 0; k < 3; k++) total[k] += job.center_sums[i][k];
-        for (int k = 0; k < 3; k++) v_center[k] = (float)total[k];
+        center_backward(camera, job.center, total, v_viewmat);
         buffer_release(&sums);
     }
     return 0;

@@ -219,6 +219,17 @@ INLINE vf vf_exp2(vf x) {
 #endif
 }
 
+/* e^x, held between 2^-125 and 2^126: 2^n e^r with the whole number n taken out of x exactly (Cody and Waite 1980).
+ * NaN stays NaN: a Gaussian that has diverged is culled. */
+INLINE vf vf_exp(vf x) {
+    vf held = vf_clamp(x, vf_set(-86.6f), vf_set(87.3f));
+    const vf magic = vf_set(12582912.0f);
+    vf shifted = held * 1.44269504f + magic, n = shifted - magic;
+    vf r = held - n * 0.693359375f + n * 2.12194440e-4f;
+    vf power = (vf)(((vi)shifted << 23) + 0x3f800000);
+    return vf_sel(vf_le(x, x), power * vf_exp2(r * 1.44269504f), x);
+}
+
 /* log2 x for normal x > 0: exponent plus 2 atanh((m - 1) / (m + 1)) / ln 2 with m in [sqrt(1/2), sqrt(2)); the
  * series stops at the 9th power, an error below 1e-9. */
 INLINE vf vf_log2(vf x) {
