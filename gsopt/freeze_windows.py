@@ -42,6 +42,13 @@ class FreezeWindow:
     def __str__(self) -> str:
         return f"{self.start}:{'' if self.end is None else self.end}"
 
+    @property
+    def iterations(self) -> str:
+        """Which iterations of a run it covers, in words."""
+        if self.end is None:
+            return f"from iteration {self.start + 1:,} on" if self.start else "throughout"
+        return f"in iterations {self.start + 1:,} to {self.end:,}"
+
 
 ALWAYS = FreezeWindow()
 
