@@ -200,6 +200,8 @@ def apply_freezes(optimizer: Optimizer, specs: Mapping[str, GroupSpec], step: in
         ValueError: a spec with windows is no group's; the message lists the groups.
     """
     windowed = {name for name, spec in specs.items() if spec.freeze}
+    if not windowed:
+        return
     of_group = _keys_of_groups(optimizer, specs, windowed, "freeze windows")
     for frozen in (True, False):
         names = [n for n, k in of_group.items() if k in windowed and specs[k].frozen_at(step) == frozen]
