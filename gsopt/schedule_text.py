@@ -89,6 +89,8 @@ def parse_schedule(text: str, iterations: int) -> Schedule:
         return _build(_Reader(text).read(), iterations)
     except ValueError as error:
         raise InputError(f'schedule "{text}": {error}') from None
+    except RecursionError:
+        raise InputError(f'schedule "{text[:40]}...": parentheses in too many parentheses') from None
 
 
 @dataclass

@@ -189,3 +189,8 @@ def test_bad_text_is_quoted(text):
     with pytest.raises(InputError, match=BAD_TEXTS[text]) as caught:
         parse_schedule(text, RUN)
     assert f'schedule "{text}"' in str(caught.value)
+
+
+def test_parentheses_without_end():
+    with pytest.raises(InputError, match=r"\.\.\.\": parentheses in too many parentheses"):
+        parse_schedule("(" * 5000 + "constant" + ")" * 5000, RUN)
