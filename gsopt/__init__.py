@@ -3,18 +3,30 @@
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
-from gsopt.groups import GroupSpec, build_groups, build_scheduler, freeze, gaussian_specs, unfreeze
+from gsopt.freeze_windows import FreezeWindow
+from gsopt.groups import (
+    GroupSpec,
+    apply_freezes,
+    build_groups,
+    build_scheduler,
+    freeze,
+    gaussian_specs,
+    unfreeze,
+)
 from gsopt.model import GaussianModel
 from gsopt.optim import build_optimizer, load_optimizer_state
 from gsopt.render import rasterization
+from gsopt.schedule_text import parse_schedule
 from gsopt.trainer import Trainer
 
 __all__ = [
+    "FreezeWindow",
     "GaussianModel",
     "GroupSpec",
     "InputError",
     "TrainConfig",
     "Trainer",
+    "apply_freezes",
     "build_groups",
     "build_optimizer",
     "build_scheduler",
@@ -22,6 +34,7 @@ __all__ = [
     "gaussian_specs",
     "load_optimizer_state",
     "load_scene",
+    "parse_schedule",
     "rasterization",
     "unfreeze",
 ]

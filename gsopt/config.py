@@ -79,9 +79,11 @@ class TrainConfig:
     optimizer: str = "adam"
     """Its name in torch.optim, in small letters: adam, adamw, sgd, ..."""
     freeze: tuple[str, ...] = ()
-    """Attributes that keep their values; they stay in the optimizer."""
+    """Attributes that keep their values, NAME or NAME@START:END: xyz@0:500 in the first 500 iterations."""
     exclude: tuple[str, ...] = ()
     """Attributes left out of the optimizer altogether."""
+    weight_decay: float = 0.0
+    """Of every group that states none of its own, as the optimizer defines it."""
     fit_rates: bool = True
     """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
     groups: Groups = field(default_factory=Groups)
@@ -154,7 +156,15 @@ class TrainConfig:
             raise InputError(f"--sh-degree {self.sh_degree}: expected 0, 1, 2 or 3")
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"--ssim-weight {self.ssim_weight}: expected 0 to 1")
-        check_groups(self.groups, self.freeze, self.exclude)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"--weight-decay {self.weight_decay:g}: expected 0 or more")
+        check_groups(
+            self.groups,
+            self.freeze,
+            self.exclude,
+            iterations=self.iterations,
+            schedule_iterations=self.schedule_iterations or self.iterations,
+        )
 
     def resolved(self, device_type: str) -> "TrainConfig":
         """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""
@@ -226,6 +236,7 @@ class TrainConfig:
             self.schedule_iterations or self.iterations,
             freeze=self.freeze,
             exclude=self.exclude,
+            weight_decay=self.weight_decay,
             fit_rates=self.fit_rates,
         )
 

@@ -7,13 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gsopt.errors import InputError
+from gsopt.freeze_windows import ALWAYS, check_in_run, idle_steps, parse_freezes
 from gsopt.groups import GroupSpec, gaussian_specs
 from gsopt.model import ATTRIBUTES
-from gsopt.schedules import parse_schedule
+from gsopt.option_text import parse_options
+from gsopt.schedule_text import parse_schedule
+from gsopt.schedules import Schedule
 
 FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
 FITTED_RATES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation")  # opacity is fast enough as it is
 LARGEST_FIT = 4.0
+OWN_FLAGS = {  # options that are set elsewhere: where
+    "lr": "--groups.NAME.lr",
+    "weight_decay": "--groups.NAME.weight-decay",
+    **dict.fromkeys(("foreach", "fused", "capturable", "differentiable"), "the whole optimizer"),
+}
 
 
 @dataclass
@@ -23,9 +31,11 @@ class GroupOptions:
     lr: float | None = None
     """Learning rate; that of xyz in units of the scene's extent, as its default 1.6e-4."""
     weight_decay: float | None = None
-    """Weight decay, as the optimizer defines it."""
+    """Weight decay, as the optimizer defines it; default --weight-decay."""
     schedule: str | None = None
-    """Factor on the rate over the steps: "constant", "exp:FINAL_FACTOR", "gamma:FACTOR_OF_A_STEP"."""
+    """Factor on the rate over the steps: exp:0.01, step:1000:0.1, cosine:0.01,warmup:100; docs/groups.md."""
+    options: tuple[str, ...] = ()
+    """Further options of the optimizer for this group: momentum=0.9 betas=0.9,0.99 nesterov=true."""
 
 
 @dataclass
@@ -40,20 +50,45 @@ class Groups:
     opacity: GroupOptions = field(default_factory=GroupOptions)
 
 
-def check_groups(groups: Groups, freeze: Sequence[str], exclude: Sequence[str]) -> None:
-    """Raise InputError, naming the flag, for values that cannot be used."""
+def check_groups(
+    groups: Groups,
+    freeze: Sequence[str],
+    exclude: Sequence[str],
+    *,
+    iterations: int,
+    schedule_iterations: int,
+) -> None:
+    """Raise InputError, naming the flag, for values that cannot be used in a run of so many iterations."""
     for name in ATTRIBUTES:
+        given: GroupOptions = getattr(groups, name)
         for option in ("lr", "weight_decay"):
-            value = getattr(getattr(groups, name), option)
+            value = getattr(given, option)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                flag = f"--groups.{name}.{option}".replace("_", "-")
-                raise InputError(f"{flag} {value:g}: expected 0 or more")
-    for flag, attributes in (("--freeze", freeze), ("--exclude", exclude)):
-        for attribute in attributes:
-            _check_attribute(flag, attribute)
-    if {attribute_name(text) for text in (*freeze, *exclude)} >= set(ATTRIBUTES):
+                raise InputError(f"{_flag(name, option)} {value:g}: expected 0 or more")
+        _schedule(name, given, schedule_iterations)
+        parse_options(given.options, _flag(name, "options"), OWN_FLAGS)
+    check_freezes(freeze, exclude, iterations)
+
+
+def check_freezes(freeze: Sequence[str], exclude: Sequence[str], iterations: int) -> None:
+    """Raise InputError for values of --freeze and --exclude that cannot be used in a run of that length."""
+    for text in exclude:
+        if attribute_name(text) not in ATTRIBUTES:
+            raise InputError(
+                f"--exclude {text}: no attribute is called {text!r}; there are {', '.join(ATTRIBUTES)}"
+            )
+    excluded = [attribute_name(text) for text in exclude]
+    windows = parse_freezes(freeze, ATTRIBUTES)
+    check_in_run(windows, iterations)
+    if both := [name for name in windows if name in excluded]:
         raise InputError(
-            "--freeze, --exclude: that is every attribute, so there is nothing to train; leave one out"
+            f"--freeze {both[0]}, --exclude {both[0]}: what is not in the optimizer needs no freeze; give one"
+        )
+    idle = idle_steps(windows | dict.fromkeys(excluded, (ALWAYS,)), ATTRIBUTES, iterations)
+    if idle is not None:
+        raise InputError(
+            f"--freeze, --exclude: in iterations {idle.start + 1} to {idle.stop} that is every attribute, "
+            "so there is nothing to train; leave one out"
         )
 
 
@@ -64,6 +99,7 @@ def group_specs(
     *,
     freeze: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    weight_decay: float = 0.0,
     fit_rates: bool = True,
 ) -> dict[str, GroupSpec]:
     """The group table of a run: the original's, with what the settings change.
@@ -73,21 +109,27 @@ def group_specs(
         extent: size of the scene, world units.
         iterations: length of the run that schedules and rates are made for, in optimizer steps.
         freeze, exclude: attributes as on the command line.
+        weight_decay: of the groups that state none of their own.
         fit_rates: raise rates in short runs, see :func:`fitted_rate`.
     """
-    frozen, excluded = ({attribute_name(text) for text in texts} for texts in (freeze, exclude))
+    windows, excluded = parse_freezes(freeze, ATTRIBUTES), {attribute_name(text) for text in exclude}
     specs = gaussian_specs(extent=extent, iterations=iterations)
     for name in ATTRIBUTES:
         given: GroupOptions = getattr(groups, name)
-        changes: dict[str, Any] = {"frozen": name in frozen, "optimize": name not in excluded}
+        frozen = windows.get(name, ())
+        changes: dict[str, Any] = {
+            "frozen": frozen == (ALWAYS,),
+            "freeze": () if frozen == (ALWAYS,) else frozen,
+            "optimize": name not in excluded,
+            "weight_decay": weight_decay if given.weight_decay is None else given.weight_decay,
+            "options": parse_options(given.options, _flag(name, "options"), OWN_FLAGS),
+        }
         if fit_rates:
             changes["lr"] = specs[name].lr * fitted_rate(name, iterations)
         if given.lr is not None:
             changes["lr"] = given.lr * (extent if name == "xyz" else 1.0)
-        if given.weight_decay is not None:
-            changes["weight_decay"] = given.weight_decay
-        if given.schedule is not None:
-            changes["schedule"] = parse_schedule(given.schedule, iterations)
+        if (schedule := _schedule(name, given, iterations)) is not None:
+            changes["schedule"] = schedule
         specs[name] = dataclasses.replace(specs[name], **changes)
     return specs
 
@@ -108,9 +150,15 @@ def attribute_name(text: str) -> str:
     return text.replace("-", "_")
 
 
-def _check_attribute(flag: str, text: str) -> None:
-    name, window, _ = text.partition("@")
-    if attribute_name(name) not in ATTRIBUTES:
-        raise InputError(f"{flag} {text}: no attribute is called {name!r}; there are {', '.join(ATTRIBUTES)}")
-    if window:
-        raise InputError(f"{flag} {text}: a window of steps is not supported; give {name} for the whole run")
+def _schedule(name: str, given: GroupOptions, iterations: int) -> Schedule | None:
+    """The schedule given for a group; None if there is none."""
+    if given.schedule is None:
+        return None
+    try:
+        return parse_schedule(given.schedule, iterations)
+    except InputError as error:
+        raise InputError(f"{_flag(name, 'schedule')}: {error}") from None
+
+
+def _flag(name: str, option: str) -> str:
+    return f"--groups.{name}.{option}".replace("_", "-")

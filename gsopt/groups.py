@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gsopt.errors import InputError
+from gsopt.freeze_windows import FreezeWindow, check_apart
 from gsopt.schedules import LogLinear, Schedule
 
 _OWN_KEYS = frozenset({"params", "param_names", "lr", "weight_decay", "name", "frozen"})
@@ -30,11 +31,14 @@ class GroupSpec:
             learning rate alone, for a scheduler of torch to drive it, for example.
         weight_decay: 0 or more. How it acts is the optimizer's affair.
         frozen: the group starts frozen, see :func:`freeze`.
+        freeze: windows of steps in which it is frozen, see :func:`apply_freezes`; a pair (start, end) will do
+            for a :class:`FreezeWindow`.
         optimize: False keeps the parameters out of the optimizer altogether; they then do not require grad.
         options: further options of the optimizer for this group, such as `betas` or `momentum`.
 
     Raises:
-        ValueError: a value is out of range, or an option has a field of its own here.
+        ValueError: a value is out of range, an option has a field of its own here, windows overlap, or there
+            are windows where the group is frozen anyway or not in the optimizer.
     """
 
     lr: float
@@ -43,6 +47,7 @@ class GroupSpec:
     frozen: bool = False
     optimize: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    freeze: tuple[FreezeWindow, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
@@ -52,6 +57,19 @@ class GroupSpec:
         taken = sorted(_OWN_KEYS.intersection(self.options))
         if taken:
             raise ValueError(f"GroupSpec: options: {', '.join(taken)} cannot be an option; use the field")
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        windows = tuple(w if isinstance(w, FreezeWindow) else FreezeWindow(*w) for w in self.freeze)
+        object.__setattr__(self, "freeze", windows)
+        check_apart(windows)
+        if windows and (self.frozen or not self.optimize):
+            reason = "frozen=True" if self.frozen else "optimize=False"
+            raise ValueError(f"GroupSpec: freeze: windows have no effect with {reason}; leave one out")
+
+    def frozen_at(self, step: int) -> bool:
+        """Whether the update after `step` optimizer steps leaves the group alone."""
+        return self.frozen or any(step in window for window in self.freeze)
 
 
 def gaussian_specs(
@@ -99,7 +117,8 @@ def build_groups(
     "coarse.xyz" beats "xyz". Parameters with one spec make one group of its name; in a dict of modules a
     spec for the end of the name makes one group a module, "coarse.xyz" and "fine.xyz".
 
-    A parameter that does not require grad stays so: its group begins frozen. It needs no spec.
+    A parameter that does not require grad stays so: its group begins frozen. It needs no spec. A group with
+    a window that begins at step 0 begins frozen, too; :func:`apply_freezes` does the rest.
 
     Args:
         models: a module, a dict of modules and parameters, or a list of named parameters.
@@ -124,7 +143,7 @@ def build_groups(
         if key is None:
             continue
         spec = specs[key]
-        if spec.frozen or not spec.optimize:
+        if spec.frozen_at(0) or not spec.optimize:
             _stop_gradient(parameter)
         if not spec.optimize:
             continue
@@ -163,6 +182,30 @@ def unfreeze(optimizer: Optimizer, names: str | Iterable[str]) -> None:
         InputError: a name is not a group's; the message lists the choices. Then nothing is thawed.
     """
     _set_frozen(optimizer, names, False)
+
+
+def apply_freezes(optimizer: Optimizer, specs: Mapping[str, GroupSpec], step: int) -> None:
+    """Freeze and unfreeze the groups whose spec has windows as the next update wants it.
+
+    Call it before each step, ahead of the forward pass. What it does depends on `specs` and `step` alone, so
+    it can go on from any step with any windows. Of groups with windows it undoes what :func:`freeze` and
+    :func:`unfreeze` did; all others it leaves alone.
+
+    Args:
+        optimizer: with groups from :func:`build_groups`, or any groups with a "name".
+        specs: as for :func:`build_groups`; a group's spec is found by its name as a parameter's is.
+        step: number of optimizer steps done: 0 before the first update, as a schedule counts them.
+
+    Raises:
+        ValueError: a spec with windows is no group's; the message lists the groups.
+    """
+    windowed = {name for name, spec in specs.items() if spec.freeze}
+    if not windowed:
+        return
+    of_group = _keys_of_groups(optimizer, specs, windowed, "freeze windows")
+    for frozen in (True, False):
+        names = [n for n, k in of_group.items() if k in windowed and specs[k].frozen_at(step) == frozen]
+        _set_frozen(optimizer, names, frozen)
 
 
 class GroupScheduler(LRScheduler):
@@ -215,16 +258,9 @@ def build_scheduler(optimizer: Optimizer, specs: Mapping[str, GroupSpec]) -> Gro
     Raises:
         ValueError: a spec with a schedule is no group's; the message lists the groups.
     """
-    names = [group["name"] for group in optimizer.param_groups if "name" in group]
-    of_group = {name: key for name in names if (key := _match(name, specs)) is not None}
-    useful = {candidate for name in names for candidate in _candidates(name)}
-    idle = [name for name, spec in specs.items() if spec.schedule and spec.optimize and name not in useful]
-    if idle:
-        raise ValueError(
-            f"scheduler: no group for the schedule of {_quoted(idle)}; choose from {_quoted(names)}"
-        )
-    driven = {name: specs[key] for name, key in of_group.items() if specs[key].schedule is not None}
-    return GroupScheduler(optimizer, driven)
+    scheduled = {name for name, spec in specs.items() if spec.schedule is not None and spec.optimize}
+    of_group = _keys_of_groups(optimizer, specs, scheduled, "schedule")
+    return GroupScheduler(optimizer, {name: specs[key] for name, key in of_group.items() if key in scheduled})
 
 
 def _named_parameters(models: Any) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -290,6 +326,18 @@ def _candidates(name: str) -> Iterator[str]:
 
 def _match(name: str, specs: Mapping[str, GroupSpec]) -> str | None:
     return next((candidate for candidate in _candidates(name) if candidate in specs), None)
+
+
+def _keys_of_groups(
+    optimizer: Optimizer, specs: Mapping[str, GroupSpec], needed: Iterable[str], what: str
+) -> dict[str, str]:
+    """Group name to the key of its spec, for the groups that have one; each of `needed` must be useful."""
+    names = [group["name"] for group in optimizer.param_groups if "name" in group]
+    useful = {candidate for name in names for candidate in _candidates(name)}
+    idle = [name for name in needed if name not in useful]
+    if idle:
+        raise ValueError(f"no group for the {what} of {_quoted(sorted(idle))}; choose from {_quoted(names)}")
+    return {name: key for name in names if (key := _match(name, specs)) is not None}
 
 
 def _set_frozen(optimizer: Optimizer, names: str | Iterable[str], frozen: bool) -> None:

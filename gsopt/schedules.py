@@ -1,16 +1,15 @@
 """Schedules: functions from the number of optimizer steps done to a factor on a group's learning rate.
 
-A schedule keeps no state, so there is nothing to save but the step. Here too is the one rule by which
-settings that are counted in steps scale with the length of a run: they are given for a run of 30,000
-iterations.
+A schedule keeps no state, so there is nothing to save but the step. `str()` of one is its text form, which
+`gsopt.schedule_text.parse_schedule` reads. Here too is the one rule by which settings that are counted in
+steps scale with the length of a run: they are given for a run of 30,000 iterations.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
-
-from gsopt.errors import InputError
 
 Schedule = Callable[[int], float]
 REFERENCE_ITERATIONS = 30_000  # the length of run that step-valued settings are given for
@@ -38,7 +37,7 @@ class Constant:
         return self.factor
 
     def __str__(self) -> str:
-        return "constant" if self.factor == 1 else f"constant:{self.factor:g}"
+        return "constant" if self.factor == 1 else f"constant:{_number(self.factor)}"
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class LogLinear:
 
     def __post_init__(self) -> None:
         _require(0 < self.final < math.inf, "final factor", "a number, more than 0", self.final)
-        _require(self.steps >= 1, "steps", "at least 1", self.steps)
-        _require(self.delay_steps >= 0, "delay steps", "0 or more", self.delay_steps)
+        _require_steps(self.steps, "steps", 1)
+        _require_steps(self.delay_steps, "delay steps", 0)
         _require(0 <= self.delay_factor <= 1, "delay factor", "0 to 1", self.delay_factor)
 
     def __call__(self, step: int) -> float:
@@ -77,9 +76,15 @@ class LogLinear:
             factor *= self.delay_factor + (1 - self.delay_factor) * rise
         return factor
 
+    @property
+    def _head(self) -> str:
+        """Its text without the length, which is that of the part it is written in."""
+        if (self.delay_steps, self.delay_factor) == (0, 0.01):
+            return f"exp:{_number(self.final)}"
+        return f"exp:{_number(self.final)}:{self.delay_steps}:{_number(self.delay_factor)}"
+
     def __str__(self) -> str:
-        delay = f":{self.delay_steps}:{self.delay_factor:g}" if self.delay_steps else ""
-        return f"exp:{self.final:g}{delay}"
+        return _part(self)
 
 
 @dataclass(frozen=True)
@@ -102,64 +107,206 @@ class Exponential:
         return self.gamma**step
 
     def __str__(self) -> str:
-        return f"gamma:{self.gamma:g}"
+        return f"gamma:{_number(self.gamma)}"
 
 
-# One row a kind: how it is written, how many arguments it takes at least and at most, and what it makes of
-# them and of the length of the run.
-_KINDS: dict[str, tuple[str, int, int, Callable[[list[float], int], Schedule]]] = {
-    "constant": ("constant[:FACTOR]", 0, 1, lambda args, iterations: Constant(*args)),
-    "exp": (
-        "exp:FINAL_FACTOR[:DELAY_STEPS[:DELAY_FACTOR]]",
-        1,
-        3,
-        lambda args, iterations: LogLinear(args[0], iterations, *_whole(args[1:2]), *args[2:]),
-    ),
-    "gamma": ("gamma:FACTOR_OF_A_STEP", 1, 1, lambda args, iterations: Exponential(*args)),
-}
-
-
-def parse_schedule(text: str, iterations: int) -> Schedule:
-    """A schedule from its text form, for example ``"exp:0.01"``: log-linear to 1/100 at the end of the run.
-
-    | text | schedule |
-    |---|---|
-    | `constant` or `constant:FACTOR` | :class:`Constant` |
-    | `exp:FINAL_FACTOR`, `exp:FINAL_FACTOR:DELAY_STEPS:DELAY_FACTOR` | :class:`LogLinear` over the run |
-    | `gamma:FACTOR_OF_A_STEP` | :class:`Exponential` |
+@dataclass(frozen=True)
+class StepDecay:
+    """``gamma ** (step // step_size)``: torch's `StepLR` stepped once an optimizer step.
 
     Args:
-        text: one kind and its arguments, separated by colons.
-        iterations: length of the run in optimizer steps.
+        step_size: optimizer steps between two decays, at least 1.
+        gamma: factor of one decay, finite, > 0.
 
     Raises:
-        InputError: unknown kind, or an argument that is missing, superfluous, no number or out of range; the
-            message quotes the bad part.
+        ValueError: an argument is out of range.
     """
-    kind, *words = text.strip().split(":")
-    if kind not in _KINDS:
-        choices = ", ".join(usage for usage, *_ in _KINDS.values())
-        raise InputError(f'schedule "{text}": "{kind}" is not a schedule; choose from {choices}')
-    usage, fewest, most, build = _KINDS[kind]
-    if not fewest <= len(words) <= most:
-        raise InputError(f'schedule "{text}": expected {usage}, found {len(words)} arguments')
-    args = []
-    for word in words:
-        try:
-            args.append(float(word))
-        except ValueError:
-            raise InputError(f'schedule "{text}": "{word}" is not a number; expected {usage}') from None
-    try:
-        schedule = build(args, iterations)
-        schedule(iterations)
-    except ValueError as error:
-        raise InputError(f'schedule "{text}": {error}; expected {usage}') from None
-    except OverflowError:
-        raise InputError(
-            f'schedule "{text}": grows beyond all numbers in {iterations} iterations; '
-            f'give less than "{words[0]}"'
-        ) from None
-    return schedule
+
+    step_size: int
+    gamma: float
+
+    def __post_init__(self) -> None:
+        _require_steps(self.step_size, "step size", 1)
+        _require(0 < self.gamma < math.inf, "gamma", "a number, more than 0", self.gamma)
+
+    def __call__(self, step: int) -> float:
+        return self.gamma ** (step // self.step_size)
+
+    def __str__(self) -> str:
+        return f"step:{self.step_size}:{_number(self.gamma)}"
+
+
+@dataclass(frozen=True)
+class MultiStepDecay:
+    """`gamma` once more from each milestone on: torch's `MultiStepLR` stepped once an optimizer step.
+
+    Args:
+        milestones: optimizer steps done, at least 1, rising.
+        gamma: factor of one decay, finite, > 0.
+
+    Raises:
+        ValueError: an argument is out of range, or there is no milestone.
+    """
+
+    milestones: tuple[int, ...]
+    gamma: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        _require(len(self.milestones) >= 1, "milestones", "at least 1", 0)
+        previous = 0
+        for milestone in self.milestones:
+            _require_steps(milestone, "milestones", previous + 1)
+            previous = milestone
+        _require(0 < self.gamma < math.inf, "gamma", "a number, more than 0", self.gamma)
+
+    def __call__(self, step: int) -> float:
+        return self.gamma ** bisect_right(self.milestones, step)
+
+    def __str__(self) -> str:
+        return f"multistep:{':'.join(map(str, self.milestones))}:{_number(self.gamma)}"
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From 1 to `final` along half a period of a cosine, then constant (Loshchilov & Hutter 2017).
+
+    Up to `steps` this is torch's `CosineAnnealingLR` with ``T_max=steps`` and ``eta_min=final * lr``, which
+    then rises again.
+
+    Args:
+        final: factor at and after the end, finite, 0 or more.
+        steps: length in optimizer steps, at least 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    final: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.final < math.inf, "final factor", "a number, 0 or more", self.final)
+        _require_steps(self.steps, "steps", 1)
+
+    def __call__(self, step: int) -> float:
+        if step >= self.steps:
+            return self.final
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+    @property
+    def _head(self) -> str:
+        """Its text without the length, which is that of the part it is written in."""
+        return f"cosine:{_number(self.final)}"
+
+    def __str__(self) -> str:
+        return _part(self)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """From `start` to 1 in a straight line, then constant: torch's `LinearLR`.
+
+    Args:
+        steps: length in optimizer steps, at least 1.
+        start: factor at step 0, 0..1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    steps: int
+    start: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require_steps(self.steps, "steps", 1)
+        _require(0 <= self.start <= 1, "start factor", "0 to 1", self.start)
+
+    def __call__(self, step: int) -> float:
+        if step >= self.steps:
+            return 1.0
+        return self.start + (1 - self.start) * step / self.steps
+
+    def __str__(self) -> str:
+        return f"warmup:{self.steps}" + ("" if self.start == 0.01 else f":{_number(self.start)}")
+
+
+@dataclass(frozen=True)
+class Product:
+    """Several schedules at once, multiplied: a warm-up and a decay, for example.
+
+    Args:
+        factors: two or more.
+
+    Raises:
+        ValueError: fewer.
+    """
+
+    factors: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", tuple(self.factors))
+        _require(len(self.factors) >= 2, "factors", "two or more schedules", len(self.factors))
+
+    def __call__(self, step: int) -> float:
+        return math.prod(factor(step) for factor in self.factors)
+
+    def __str__(self) -> str:
+        return _part(self)
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Schedules one after another; each counts steps from where it begins. The last one has no end.
+
+    Args:
+        parts: two or more.
+        lengths: optimizer steps that each part but the last lasts, at least 1.
+
+    Raises:
+        ValueError: a length is out of range, or there are too few or too many.
+    """
+
+    parts: tuple[Schedule, ...]
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        object.__setattr__(self, "lengths", tuple(self.lengths))
+        _require(len(self.parts) >= 2, "parts", "two or more schedules", len(self.parts))
+        expected = len(self.parts) - 1
+        _require(
+            len(self.lengths) == expected, "lengths", f"{expected}, one fewer than parts", len(self.lengths)
+        )
+        for length in self.lengths:
+            _require_steps(length, "length", 1)
+
+    def __call__(self, step: int) -> float:
+        for part, length in zip(self.parts, self.lengths, strict=False):
+            if step < length:
+                return part(step)
+            step -= length
+        return self.parts[-1](step)
+
+    def __str__(self) -> str:
+        return " then ".join(map(_part, self.parts, (*self.lengths, None)))
+
+
+def _part(schedule: Schedule, length: int | None = None) -> str:
+    """`schedule` in text as a part that lasts `length` steps, or as the last part, which lasts on."""
+    factors = schedule.factors if isinstance(schedule, Product) else (schedule,)
+    spans = {factor.steps for factor in factors if isinstance(factor, LogLinear | Cosine)}
+    if length is None and len(spans) == 1:
+        (length,) = spans
+    words = []
+    for factor in factors:
+        if isinstance(factor, LogLinear | Cosine) and factor.steps == length:
+            words.append(factor._head)
+        else:
+            whole = isinstance(factor, LogLinear | Cosine | Product | Sequential)
+            words.append(f"({factor})" if whole else str(factor))
+    is_own = length is None or (isinstance(schedule, WarmUp) and schedule.steps == length)
+    return ",".join(words) + ("" if is_own else f"@{length}")
 
 
 # Factor on the sides of the images, the part of the run up to which it holds, and its last step at most.
@@ -210,10 +357,15 @@ def resolve_steps(settings: T, iterations: int) -> T:
     return replace(settings, **changes)
 
 
-def _whole(args: list[float]) -> list[int]:
-    for value in args:
-        _require(value.is_integer(), "steps", "a whole number", value)
-    return [int(value) for value in args]
+def _number(value: float) -> str:
+    """The shortest text that is read as this number again."""
+    if isinstance(value, int):
+        return str(value)
+    return short if float(short := f"{value:g}") == value else repr(float(value))
+
+
+def _require_steps(value: int, what: str, least: int) -> None:
+    _require(isinstance(value, int) and value >= least, what, f"a whole number, at least {least}", value)
 
 
 def _require(condition: bool, what: str, expected: str, found: float) -> None:

@@ -1,6 +1,6 @@
 """Training. READ FIRST: `Trainer.train_step` is the whole method, one update of a model from one photo.
 
-    view -> learning rates -> activate -> rasterize -> loss -> backward -> observe -> optimizer -> refine
+    view -> freezes -> activate -> rasterize -> loss -> backward -> observe -> optimizer -> refine
 
 `Trainer.train` repeats it, while a `Recorder` keeps the run on disk; what is below that prepares. Each part
 is in its own file: parameters in `model`, rates and freezes in `groups`, which Gaussians grow or die in
@@ -24,7 +24,7 @@ from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene, render_view
-from gsopt.groups import build_groups, build_scheduler
+from gsopt.groups import apply_freezes, build_groups, build_scheduler
 from gsopt.losses import photometric
 from gsopt.model import GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
@@ -102,6 +102,7 @@ class Trainer:
     def train_step(self) -> StepResult:
         """One view, one update of every group that is not frozen, and what the strategy makes of it."""
         self.step += 1
+        apply_freezes(self.optimizer, self.specs, self.step - 1)
         view = self.views.view(self.order.next(), self.reduction)
         background = self._step_background()
         photo = self._photo(view, background)

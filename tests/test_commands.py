@@ -53,6 +53,16 @@ def test_train_says_what_it_does(ball, tmp_path, capsys):
         assert word in out
 
 
+def test_train_says_what_is_frozen_when(ball, tmp_path, capsys):
+    windows = ["xyz@0:2", "xyz@3:4", "opacity@4:", "rotation"]
+    gsopt(
+        "train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, "--freeze", *windows, *QUICK
+    )
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("frozen "))
+    assert "xyz in iterations 1 to 2 and in iterations 4 to 4" in line
+    assert "opacity from iteration 5 on; rotation throughout" in line
+
+
 def test_a_run_never_loads_the_compiler_of_torch(ball, tmp_path):
     """It takes longer to load than all the rest."""
     flags = ["train", "--scene", str(ball), "--output", str(tmp_path / "a"), "--iterations", "20", *QUICK]

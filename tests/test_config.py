@@ -8,7 +8,10 @@ import pytest
 from gsopt.commands.flags import parse
 from gsopt.config import TrainConfig
 from gsopt.errors import InputError
+from gsopt.freeze_windows import FreezeWindow
 from gsopt.group_options import GroupOptions, Groups
+from gsopt.option_text import parse_options
+from gsopt.schedules import Cosine, Product, WarmUp
 from gsopt.settings import differences, from_json, to_json
 
 CONFIG = TrainConfig(scene=Path("ball"))
@@ -24,7 +27,7 @@ def test_json_and_back():
         iterations=123,
         freeze=("xyz", "opacity"),
         test_iterations=(5, 10),
-        groups=Groups(opacity=GroupOptions(lr=0.5, schedule="exp:0.1")),
+        groups=Groups(opacity=GroupOptions(lr=0.5, schedule="exp:0.1", options=("betas=0.5,0.9",))),
     )
     assert from_json(TrainConfig, to_json(config), "here") == config
     resolved = config.resolved("cpu")
@@ -84,9 +87,11 @@ def test_resolving_reaches_the_strategy_and_happens_once():
 def test_flags():
     config = parsed(
         *["--scene", "fox", "--output", "out", "--iterations", "7", "--seed", "3", "--device", "cpu"],
-        *["--threads", "2", "--strategy", "none", "--max-gaussians", "9", "--freeze", "xyz", "feature-rest"],
+        *["--threads", "2", "--strategy", "none", "--max-gaussians", "9"],
+        *["--freeze", "xyz", "feature-rest@0:3", "feature-rest@5:", "--weight-decay", "0.1"],
         *["--exclude", "opacity", "--optimizer", "sgd", "--groups.xyz.lr", "1e-4"],
         *["--groups.feature-rest.weight-decay", "1e-3", "--groups.opacity.schedule", "exp:0.1"],
+        *["--groups.scaling.options", "momentum=0.9", "nesterov=true"],
         *["--checkpoint-every", "5", "--keep", "4", "--init", "a.ply", "--test-iterations", "2", "4"],
         *["--save-iterations", "6", "--background", "random", "--sh-degree", "2", "--ssim-weight", "0.3"],
         *["--test-every", "4", "--resolution", "77", "--images", "images_4", "--densify.refine-every", "8"],
@@ -94,7 +99,8 @@ def test_flags():
     )
     expected = TrainConfig(
         scene=Path("fox"), output=Path("out"), iterations=7, seed=3, device="cpu", threads=2, strategy="none",
-        max_gaussians=9, freeze=("xyz", "feature-rest"), exclude=("opacity",), optimizer="sgd",
+        max_gaussians=9, freeze=("xyz", "feature-rest@0:3", "feature-rest@5:"),
+        weight_decay=0.1, exclude=("opacity",), optimizer="sgd",
         checkpoint_every=5, keep=4, init=Path("a.ply"), test_iterations=(2, 4), save_iterations=(6,),
         background="random", sh_degree=2, ssim_weight=0.3, test_every=4, resolution=77, images="images_4",
         schedule_iterations=70, antialiased=True, quiet=True,
@@ -102,6 +108,7 @@ def test_flags():
             xyz=GroupOptions(lr=1e-4),
             feature_rest=GroupOptions(weight_decay=1e-3),
             opacity=GroupOptions(schedule="exp:0.1"),
+            scaling=GroupOptions(options=("momentum=0.9", "nesterov=true")),
         ),
     )  # fmt: skip
     expected.densify.refine_every = 8
@@ -132,6 +139,64 @@ def test_group_table(name):
     assert specs["feature_rest"].frozen == (name == "freeze")
     assert specs["feature_rest"].optimize == (name == "freeze")
     assert not specs["feature_dc"].frozen
+
+
+def test_windows_schedules_options_and_decay_reach_the_specs():
+    groups = Groups(
+        opacity=GroupOptions(schedule="cosine:0.1,warmup:10", options=("betas=0.5,0.9", "amsgrad=true")),
+        scaling=GroupOptions(weight_decay=0.0),
+    )
+    config = replace(
+        CONFIG,
+        iterations=500,
+        freeze=("xyz@0:9", "xyz@20:"),
+        weight_decay=0.1,
+        groups=groups,
+        exclude=["rotation"],
+    )
+    config.check()
+    specs = config.specs(extent=1.0)
+    assert specs["xyz"].freeze == (FreezeWindow(0, 9), FreezeWindow(20))
+    assert not specs["xyz"].frozen
+    assert specs["opacity"].schedule == Product((Cosine(0.1, 500), WarmUp(10)))
+    assert specs["opacity"].options == {"betas": (0.5, 0.9), "amsgrad": True}
+    assert {name: spec.weight_decay for name, spec in specs.items()} == dict.fromkeys(specs, 0.1) | {
+        "scaling": 0
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=1", 1),
+        ("a=1.0", 1.0),
+        ("a=1e-3", 1e-3),
+        ("a=true", True),
+        ("a=false", False),
+        ("a=1,0.5", (1, 0.5)),
+    ],
+)
+def test_options_keep_their_kind(text, value):
+    (found,) = parse_options([text], "--options", {}).values()
+    assert found == value
+    assert type(found) is type(value)
+
+
+BAD_OPTIONS = {
+    "momentum": "expected NAME=VALUE",
+    "=5": "expected NAME=VALUE",
+    "momentum=": 'expected a number, true, false or numbers with commas, found ""',
+    "momentum=fast": 'found "fast"',
+    "betas=0.9,": 'found "0.9,"',
+    "eps=1": "eps is given twice",
+    "lr=1": "lr is set elsewhere: --lr; leave it out here",
+}
+
+
+@pytest.mark.parametrize("text", BAD_OPTIONS)
+def test_bad_options_are_quoted(text):
+    with pytest.raises(InputError, match=f"^--options {text}: .*{BAD_OPTIONS[text]}"):
+        parse_options(["eps=1", text], "--options", {"lr": "--lr"})
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,26 @@ def scene(tmp_path_factory):
 FLAGS = [  # flags, what the line must name
     (["--freeze", "xzy"], ("--freeze", "xzy", "feature_rest")),
     (["--exclude", "sh"], ("--exclude", "sh", "feature_dc")),
-    (["--freeze", "xyz@0:100"], ("--freeze", "xyz@0:100", "window")),
+    (["--freeze", "xzy@0:100"], ("--freeze xzy@0:100", "feature_rest")),
+    (["--freeze", "xyz@5"], ("--freeze xyz@5", "START:END")),
+    (["--freeze", "xyz@1:1"], ("--freeze xyz@1:1", "at least 2, found 1")),
+    (["--freeze", "xyz@-1:1"], ("--freeze xyz@-1:1", "found -1")),
+    (["--freeze", "xyz@0:1.5"], ("--freeze xyz@0:1.5", '"1.5"')),
+    (["--freeze", "xyz@0:2", "xyz@1:3"], ("--freeze xyz@1:3", "overlap")),
+    (["--freeze", "xyz@2:3"], ("--freeze xyz@2:3", "after the last of 2 iterations")),
+    (["--freeze", "xyz@0:1", "--exclude", "xyz"], ("--freeze xyz, --exclude xyz", "give one")),
+    (
+        ["--freeze", "xyz@1:", "feature-dc", "feature-rest", "scaling", "rotation", "opacity@0:2"],
+        ("--freeze, --exclude", "iterations 2 to 2", "every attribute"),
+    ),
+    (["--weight-decay", "-1"], ("--weight-decay -1", "0 or more")),
+    (["--weight-decay", "0.1", "--optimizer", "rprop"], ("rprop", "no weight decay")),
+    (["--groups.xyz.weight-decay", "nan"], ("--groups.xyz.weight-decay nan", "0 or more")),
+    (["--groups.xyz.options", "momentum"], ("--groups.xyz.options momentum", "NAME=VALUE")),
+    (["--groups.xyz.options", "betas=0.9,high"], ("--groups.xyz.options betas=0.9,high", "number")),
+    (["--groups.feature-rest.options", "lr=1"], ("--groups.feature-rest.options lr=1", "--groups.NAME.lr")),
+    (["--groups.xyz.options", "momentum=0.9"], ("adam", '"xyz"', "momentum", "betas")),
+    (["--groups.xyz.options", "betas=2,0.9"], ("adam", '"xyz"', "beta")),
     (["--exclude", "xyz", "feature_dc", "feature_rest", "scaling", "rotation", "opacity"], ("--exclude",)),
     (["--itertions", "5"], ("--itertions", "--iterations")),
     (["--iterations", "many"], ("--iterations", "many")),
@@ -136,7 +155,9 @@ FLAGS = [  # flags, what the line must name
     (["--optimizer", "lbfgs"], ("lbfgs", "groups")),
     (["--optimizer", "madgrad"], ("madgrad",)),
     (["--groups.xyz.lr", "-1"], ("--groups.xyz.lr",)),
-    (["--groups.opacity.schedule", "cosinus"], ("cosinus",)),
+    (["--groups.opacity.schedule", "cosinus"], ("--groups.opacity.schedule", "cosinus", "cosine:FINAL")),
+    (["--groups.xyz.schedule", "step:0:1"], ("--groups.xyz.schedule", '"step:0:1"', "at least 1")),
+    (["--groups.xyz.schedule", "constant then exp:1"], ('"constant"', "how long")),
     (["--groups.colour.lr", "1"], ("--groups.colour.lr",)),
     (["--strategy", "magic"], ("--strategy", "magic", "default")),
     (["--images", "images_2"], ("--images",)),
@@ -150,7 +171,7 @@ FLAGS = [  # flags, what the line must name
 ]
 
 
-@pytest.mark.parametrize(("flags", "named"), FLAGS, ids=[" ".join(flags[:2]) for flags, _ in FLAGS])
+@pytest.mark.parametrize(("flags", "named"), FLAGS, ids=[" ".join(flags) for flags, _ in FLAGS])
 def test_flag(scene, tmp_path, capsys, flags, named):
     output = ["--output", tmp_path / "run", "--quiet"]
     line = one_line(capsys, ["train", "--scene", scene, *output, "--iterations", "2", *flags])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from gsopt.errors import InputError
 from gsopt.groups import GroupSpec, build_groups, build_scheduler, freeze, gaussian_specs, unfreeze
@@ -94,6 +95,11 @@ LAYOUTS = {
         {f"{model}.{name}": [f"{model}.{name}"] for model in ("coarse", "fine") for name in ATTRIBUTES}
         | {"poses": ["poses.weight"]},
     ),
+    "modules and parameters": (
+        {"object": GaussianModel(1, 0), "exposure": W1},
+        gaussian(exposure=ONE),
+        {f"object.{name}": [f"object.{name}"] for name in ATTRIBUTES} | {"exposure": ["exposure"]},
+    ),
     "loose parameters": ({"W1": W1, "b1": B1}, {"W1": ONE, "b1": ONE}, {"W1": ["W1"], "b1": ["b1"]}),
     "named parameters": ([("W1", W1), ("b1", B1)], {"W1": ONE, "b1": ONE}, {"W1": ["W1"], "b1": ["b1"]}),
     "generator": (
@@ -139,6 +145,18 @@ def test_each_parameter_is_in_one_group(case):
     assert layout(groups) == expected
     opt = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
     assert [group["param_names"] for group in opt.param_groups] == list(expected.values())
+
+
+def test_weight_decay_on_weights_but_not_biases():
+    """With gradients of zero, decay is all that happens."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    specs = {"weight": GroupSpec(lr=0.5, weight_decay=1e-2), "bias": GroupSpec(lr=0.5)}
+    optimizer = torch.optim.SGD(build_groups(model, specs), lr=0.0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    train(optimizer, steps=10)
+    for name, parameter in model.named_parameters():
+        left = (1 - 0.5 * 1e-2) ** 10 if name.endswith("weight") else 1.0
+        torch.testing.assert_close(parameter.detach(), left * before[name])
 
 
 def test_the_keys_of_a_group():
@@ -253,6 +271,7 @@ def test_an_unknown_name_lists_the_choices_and_changes_nothing(act):
 
 
 def train(opt, *schedulers, steps: int) -> None:
+    """Steps with gradients of zero, and of the schedulers in their order."""
     for _ in range(steps):
         for group in opt.param_groups:
             for parameter in group["params"]:
@@ -270,7 +289,7 @@ def test_the_scheduler_drives_the_groups_that_have_a_schedule():
     specs = gaussian(opacity=GroupSpec(0.1, schedule=LogLinear(0.5, 10)))
     opt = torch.optim.Adam(build_groups(GaussianModel(1), specs), lr=0.0)
     scheduler = build_scheduler(opt, specs)
-    assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+    assert isinstance(scheduler, lr_scheduler.LRScheduler)
     start = rates(opt)
     assert start["xyz"] == pytest.approx(1.6e-4)
     train(opt, scheduler, steps=10)
@@ -302,13 +321,43 @@ def test_in_joint_groups_each_spec_drives_its_own():
 def test_a_users_scheduler_drives_the_groups_without_schedule(ours_first):
     specs = {"W1": GroupSpec(1.0, schedule=LogLinear(0.01, 10)), "b1": GroupSpec(1.0)}
     opt = torch.optim.SGD(build_groups({"W1": W1, "b1": B1}, specs))
-    pair = [build_scheduler(opt, specs), torch.optim.lr_scheduler.StepLR(opt, step_size=4, gamma=0.5)]
+    pair = [build_scheduler(opt, specs), lr_scheduler.StepLR(opt, step_size=4, gamma=0.5)]
     if ours_first:
         train(opt, *pair, steps=9)
         assert rates(opt)["b1"] == 0.25
     else:
         train(opt, *reversed(pair), steps=9)
         assert rates(opt) == pytest.approx({"W1": 0.01**0.9, "b1": 0.25})
+
+
+THEIRS = {  # a scheduler of torch: factors after steps 0 to 5
+    "exponential": (lambda opt: lr_scheduler.ExponentialLR(opt, gamma=0.5), [0.5**n for n in range(6)]),
+    "step": (lambda opt: lr_scheduler.StepLR(opt, step_size=2, gamma=0.1), [1, 1, 0.1, 0.1, 0.01, 0.01]),
+}
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_a_users_scheduler_instead_of_ours(case):
+    """Where no spec has a schedule. What it counts is its own calls, here one for each step."""
+    build, factors = THEIRS[case]
+    specs = gaussian(xyz=GroupSpec(2.0))
+    opt = torch.optim.Adam(build_groups(GaussianModel(1), specs), lr=0.0)
+    start, theirs = rates(opt), build(opt)
+    for factor in factors:
+        assert rates(opt) == pytest.approx({name: rate * factor for name, rate in start.items()})
+        train(opt, theirs, steps=1)
+
+
+@pytest.mark.parametrize(("ours_first", "extra"), [(True, 0.5), (False, 1.0)])
+def test_two_schedulers_on_one_group(ours_first, extra):
+    """Ours starts anew from the step; torch's multiplies what it finds, so only its last call shows."""
+    specs = {"W1": GroupSpec(1.0, schedule=LogLinear(0.01, 10))}
+    opt = torch.optim.SGD(build_groups({"W1": W1}, specs))
+    pair = [build_scheduler(opt, specs), lr_scheduler.ExponentialLR(opt, gamma=0.5)]
+    train(opt, *(pair if ours_first else reversed(pair)), steps=1)
+    assert rates(opt)["W1"] == pytest.approx(0.01**0.1 * extra)
+    train(opt, *(pair if ours_first else reversed(pair)), steps=8)
+    assert rates(opt)["W1"] == pytest.approx(0.01**0.9 * extra)
 
 
 def test_its_state_is_the_step_and_loading_sets_the_rates():

@@ -16,6 +16,9 @@ HOUSE = {
     "errors": set(),
     "geometry": set(),
     "schedules": set(),
+    "schedule_text": {"schedules"},
+    "freeze_windows": set(),
+    "option_text": set(),
     "surgery": set(),
     "checkpoint": set(),
     "rundir": set(),
@@ -31,13 +34,13 @@ HOUSE = {
     "datasets": {"cameras", "geometry"},
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets"},
-    "groups": {"schedules"},
+    "groups": {"schedules", "freeze_windows"},
     "optim": {"native"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
-HOUSE["group_options"] = {"groups", "model", "schedules"}
+HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "option_text"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
 HOUSE["recorder"] = BELOW
 HOUSE["trainer"] = BELOW | {"config", "recorder"}

@@ -130,6 +130,33 @@ def test_fused_steps_have_the_same_bits_with_any_number_of_threads(name, rows):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+BAD_OPTIONS_OF_A_GROUP = {
+    "not one of it": ("adam", {"momentum": 0.9}, "no such option: momentum; choose from lr, betas"),
+    "not a pair": ("adam", {"betas": 0.9}, "betas: expected 2 numbers with commas between them, found 0.9"),
+    "three of two": ("adam", {"betas": (0.9, 0.9, 0.9)}, "betas: expected 2 numbers"),
+    "not a number": ("sgd", {"momentum": True}, "momentum: expected a number, found True"),
+    "not a switch": ("sgd", {"nesterov": 0.9}, "nesterov: expected true or false, found 0.9"),
+    "out of range": ("adam", {"betas": (2.0, 0.9)}, "Invalid beta parameter at index 0: 2.0; change the"),
+    "negative": ("sgd", {"momentum": -0.5}, "Invalid momentum value: -0.5"),
+    "not together": ("sgd", {"nesterov": True}, "Nesterov momentum requires a momentum"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS_OF_A_GROUP)
+def test_bad_options_of_a_group(case):
+    """torch would take all of them, and ignore them or fail in the first step."""
+    name, options, message = BAD_OPTIONS_OF_A_GROUP[case]
+    groups = gaussian_groups(GaussianModel(1), opacity=GroupSpec(0.1, options=options))
+    with pytest.raises(InputError, match=f'optimizer {name}: group "opacity": .*{message}'):
+        build_optimizer(name, groups)
+
+
+def test_an_option_of_a_group_may_need_one_of_the_whole_optimizer():
+    groups = gaussian_groups(GaussianModel(1), opacity=GroupSpec(0.1, options={"nesterov": True}))
+    optimizer = build_optimizer("sgd", groups, momentum=0.9)
+    assert [group["nesterov"] for group in optimizer.param_groups] == [False] * 5 + [True]
+
+
 # ---------------------------------------- frozen, to the bit
 
 FROZEN = {

@@ -8,7 +8,9 @@ from gsopt.commands.flags import parse
 from gsopt.config import TrainConfig
 from gsopt.device import describe
 from gsopt.evaluation import Metrics
+from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import FITTED_RATES, fitted_rate
+from gsopt.model import ATTRIBUTES
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.trainer import Trainer
@@ -79,8 +81,17 @@ def opening(trainer: Trainer) -> list[str]:
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
+        *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
         f"run       {trainer.run.path}",
     ]
+
+
+def frozen_attributes(config: TrainConfig) -> str:
+    """Which attributes are frozen in which iterations."""
+    windows = parse_freezes(config.freeze, ATTRIBUTES)
+    return "; ".join(
+        f"{name} {' and '.join(window.iterations for window in of_name)}" for name, of_name in windows.items()
+    )
 
 
 def raised_rates(config: TrainConfig) -> str:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from gsopt.errors import InputError
 from gsopt.optim.adam import NATIVE
+from gsopt.optim.options import check_group_options
 
 _REFUSED = {
     "lbfgs": "it takes no parameter groups and evaluates the loss several times a step",
@@ -37,8 +38,8 @@ def build_optimizer(
 
     Raises:
         InputError: unknown name, an optimizer that cannot train Gaussians (the message says why), an
-            unknown option or value, or an option that would have no effect because every group states its
-            own.
+            unknown option or value, of a group too, or an option that would have no effect because every
+            group states its own.
     """
     groups = list(groups)
     cls = _optimizer_class(name)
@@ -65,6 +66,7 @@ def build_optimizer(
     options = {"lr": 0.0} | _DEFAULTS.get(name.lower(), {}) | args
     if "fused" in known and not {"fused", "foreach", "differentiable", "capturable"} & set(args):
         options["fused"] = all(_has_fused_kernel(parameter) for parameter in tensors_of(groups)) or None
+    check_group_options(name, cls, groups, options)
     try:
         return (cls if options.get("differentiable") else _light(cls))(groups, **options)
     except (ValueError, TypeError) as error:
