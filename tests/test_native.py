@@ -1,6 +1,7 @@
 """Finding and building the kernel, and what is said where that does not work."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,21 @@ def test_the_compiler_asked_for_is_taken(monkeypatch):
 
 def test_every_machine_runs_the_baseline():
     assert available_isas()[-1] == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "isa", "flags"),
+    [
+        (["/usr/bin/cc"], "baseline", ()),
+        (["/usr/bin/cc"], "avx2", build.variants().get("avx2")),
+        (["python", "-m", "ziglang", "cc"], "avx512", ("-mcpu=x86_64_v4",)),
+        (["/opt/zig", "cc"], "avx2", ("-mcpu=x86_64_v3",)),
+        (["/opt/zig", "cc"], "baseline", ("-mcpu=x86_64",)),  # it would take the building machine's processor
+    ],
+)
+def test_a_variant_has_its_processors_instructions_and_no_others(compiler, isa, flags):
+    if isa not in build.variants():
+        pytest.skip("of another architecture")
+    if platform.machine().lower() not in ("x86_64", "amd64") and len(compiler) > 1:
+        flags = ("-mcpu=generic",)
+    assert build._processor(compiler, isa) == flags

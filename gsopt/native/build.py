@@ -22,6 +22,8 @@ _AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mlzcnt", "-mmovbe")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 # Features one by one: gcc before 11 does not know -march=x86-64-v3 and -v4. src/cpu.c asks for all.
 _X86 = {"avx512": _AVX2 + _AVX512, "avx2": _AVX2, "baseline": ()}
+# zig compiles for the processor it runs on unless told one, and knows features by processors best.
+_ZIG_CPUS = {"avx512": "x86_64_v4", "avx2": "x86_64_v3", "baseline": "x86_64"}
 # Fused multiply-adds and vectorised sqrt and compare need these; -ffast-math would break the NaN checks.
 _FLAGS = (
     "-std=gnu11",
@@ -101,11 +103,19 @@ def compile_kernel(folder: Path, isa: str, *, extra_flags: tuple[str, ...] = ())
     # A folder of its own, so that the linker gives the file the usual permissions; then one rename.
     with tempfile.TemporaryDirectory(dir=target.parent) as draft_folder:
         draft = Path(draft_folder) / target.name
-        flags = [*_FLAGS, *variants()[isa], f"-DGSOPT_ISA={isa}", *extra_flags]
+        compiler = find_compiler()
+        flags = [*_FLAGS, *_processor(compiler, isa), f"-DGSOPT_ISA={isa}", *extra_flags]
         sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
-        _run([*find_compiler(), *flags, *sources, "-o", str(draft), "-lm", "-pthread"])
+        _run([*compiler, *flags, *sources, "-o", str(draft), "-lm", "-pthread"])
         os.replace(draft, target)
     return target
+
+
+def _processor(compiler: list[str], isa: str) -> tuple[str, ...]:
+    """Flags that let the compiler use the instructions of a variant, and no others."""
+    if not any("zig" in Path(word).name for word in compiler):
+        return variants()[isa]
+    return ("-mcpu=" + (_ZIG_CPUS[isa] if variants() is _X86 else "generic"),)
 
 
 def _run(command: list[str]) -> None:
