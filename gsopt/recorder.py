@@ -126,7 +126,8 @@ class Recorder:
         """Nothing good is overwritten by a model that has diverged: the run ends here."""
         trainer = self.trainer
         for name, parameter in trainer.model.named_parameters():
-            if not parameter.isfinite().all():
+            used = trainer.model.scales if name == "scaling" else parameter  # e^x overflows before x does
+            if not used.isfinite().all():
                 newest = checkpoint.latest(trainer.run.checkpoints)
                 raise InputError(
                     f"iteration {trainer.step}: {name} is not finite, the training has diverged; "

@@ -88,11 +88,12 @@ def configurations(freeze: Sequence[str], vary: Sequence[str]) -> list[Configura
     ]
     folders: dict[str, str] = {}
     for cell in cells:
-        other = folders.setdefault(cell.folder, cell.name)
-        if other is not cell.name:
+        if cell.folder in folders:
             raise InputError(
-                f"--freeze, --vary: {other} and {cell.name} would have the same folder; leave one out"
+                f"--freeze, --vary: {folders[cell.folder]} and {cell.name} would have the same folder; "
+                "leave one out"
             )
+        folders[cell.folder] = cell.name
     return cells
 
 

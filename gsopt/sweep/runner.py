@@ -118,10 +118,9 @@ class Job:
 
     def failure(self) -> str | None:
         """Why the ended process did not do what it should; None where it did."""
-        code = self.process.returncode
-        if code == 0 and is_finished(self.run):
+        if is_finished(self.run):
             return None
-        last = self.last_line() or "no message"
+        code, last = self.process.returncode, self.last_line() or "no message"
         if code < 0:
             return f"ended by {signal.Signals(-code).name} ({last})"
         return last.removeprefix("gsopt: error: ") if code else f"without metrics of its end ({last})"
