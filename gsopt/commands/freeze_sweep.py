@@ -38,7 +38,7 @@ class SweepConfig:
     scene: Path | None = None
     """Folder of the scene."""
     output: Path | None = None
-    """Folder of the sweep; default output/SCENE-sweep-DATE. One of an earlier sweep is gone on with."""
+    """Folder of the sweep; default output/SCENE-sweep-DATE. An earlier sweep in it is continued."""
     freeze: tuple[str, ...] = ()
     """What each configuration freezes: none, or attributes joined by +, as scaling+rotation, opacity@0:1000,
     exclude:xyz."""
