@@ -54,7 +54,11 @@ class KernelDistribution(Distribution):
 EXTRAS = {
     "cuda": ["gsplat>=1.5.3,<1.7"],
     "compiler": ["ziglang>=0.13"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "gsplat>=1.5.3,<1.7", "scikit-image>=0.22"],
+    "plots": ["matplotlib>=3.8"],
+    "test": [
+        *("pytest>=8", "hypothesis>=6.100", "ruff>=0.12"),
+        *("gsplat>=1.5.3,<1.7", "scikit-image>=0.22", "matplotlib>=3.8"),
+    ],
     "scene": ["mitsuba>=3.6"],
 }
 

@@ -100,11 +100,13 @@ class Monitor:
             self.writer.add_image(f"{tag}/ground_truth", photo.clamp(0, 1), step, dataformats="HWC")
 
     def histograms(self, opacities: Tensor, scales: Tensor, step: int) -> None:
-        """How opaque, 0..1, and how large, log10 of world units, the Gaussians are."""
+        """How opaque, 0..1, and how large, log10 of world units, the Gaussians are that have a size."""
         if self.writer is None or not len(opacities):
             return
         self.writer.add_histogram("scene/opacity_histogram", opacities, step)
-        self.writer.add_histogram("scene/scale_histogram", scales.amax(dim=-1).log10(), step)
+        sizes = scales.amax(dim=-1).log10()
+        if (shown := sizes.isfinite()).any():
+            self.writer.add_histogram("scene/scale_histogram", sizes[shown], step)
 
     def text(self, tag: str, content: str) -> None:
         """A text shown once, such as the configuration."""

@@ -14,7 +14,7 @@ from gsopt.errors import InputError
 from gsopt.evaluation import Metrics
 from gsopt.metrics import psnr
 from gsopt.monitor import LOSSES_EVERY, Monitor, Progress
-from gsopt.rundir import write_json
+from gsopt.rundir import read_json, write_json
 from gsopt.strategy import Refinement
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Recorder:
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
-        self.history: list[Metrics] = []  # a test of this session each
+        self.history: list[Metrics] = []  # a test of the run each
         self._reported = (trainer.step, trainer.clock.read().get("train", 0.0))  # at the last report
 
     def begin(self) -> None:
@@ -45,6 +45,7 @@ class Recorder:
         trainer = self.trainer
         if trainer.config.resume:
             trainer.run.make()
+            self._recall()
         else:
             trainer.run = trainer.run.claim()
         config = dataclasses.replace(trainer.config, resume=None, output=trainer.run.path)
@@ -99,6 +100,12 @@ class Recorder:
         self._save_ply()
         self._save_checkpoint()
 
+    def _recall(self) -> None:
+        """The tests of earlier sessions, but for those after the checkpoint: they are done again."""
+        file = self.trainer.run.history
+        if file.is_file():
+            self.history = [entry for entry in read_json(file) if entry["iteration"] <= self.trainer.step]
+
     def _remember(self, metrics: Metrics) -> Metrics:
         """Put a test of now into the history; the means that it is about."""
         trainer = self.trainer
@@ -112,13 +119,15 @@ class Recorder:
                 "gaussians": trainer.model.num_gaussians,
             }
         )
+        write_json(trainer.run.history, self.history)
         return mean
 
     def _require_finite(self) -> None:
         """Nothing good is overwritten by a model that has diverged: the run ends here."""
         trainer = self.trainer
         for name, parameter in trainer.model.named_parameters():
-            if not parameter.isfinite().all():
+            used = trainer.model.scales if name == "scaling" else parameter  # e^x overflows before x does
+            if not used.isfinite().all():
                 newest = checkpoint.latest(trainer.run.checkpoints)
                 raise InputError(
                     f"iteration {trainer.step}: {name} is not finite, the training has diverged; "

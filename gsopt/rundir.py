@@ -5,6 +5,7 @@ cameras.json                                     every camera, for viewers
 events.out.tfevents.*                            TensorBoard
 checkpoints/step_00001000.pt                     all that is needed to continue
 point_cloud/iteration_1000/point_cloud.ply       the model
+history.json                                     the tests on the way so far
 metrics.json                                     PSNR, SSIM, L1 at the end
 metrics_1000.json, metrics_changed.json          of an older model, or seen with other settings
 renders/comparison.png                           a few test views: photo | render | error
@@ -32,6 +33,7 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.cameras = self.path / "cameras.json"
         self.metrics = self.path / "metrics.json"
+        self.history = self.path / "history.json"
         self.checkpoints = self.path / "checkpoints"
         self.renders = self.path / "renders"
         self.picture = self.renders / "comparison.png"

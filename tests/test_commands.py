@@ -210,7 +210,7 @@ def test_evaluate_and_render_a_ply(run, ball, tmp_path):
 def test_help_and_version(capsys):
     gsopt("--help")
     out = capsys.readouterr().out
-    assert all(name in out for name in COMMANDS)
+    assert all(name.replace("_", "-") in out for name in COMMANDS)
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--help"])
     assert stop.value.code == 0

@@ -45,7 +45,8 @@ HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"gr
 HOUSE["recorder"] = BELOW
 HOUSE["trainer"] = BELOW | {"config", "recorder"}
 HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
-HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "commands"}
+HOUSE["sweep"] = BELOW | {"config"}
+HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "sweep", "commands"}
 HOUSE["__main__"] = {"commands"}
 
 

@@ -120,6 +120,16 @@ def test_going_on_hides_what_came_after_the_checkpoint(tmp_path):
     assert series(tmp_path, "x") == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
 
 
+def test_gaussians_of_no_size_are_left_out(tmp_path):
+    monitor = Monitor(tmp_path)
+    monitor.histograms(torch.rand(3), torch.tensor([[0.0, 0, 0], [0.1, 0.01, 0], [10.0, 0, 0]]), 10)
+    monitor.histograms(torch.rand(3), torch.zeros(3, 3), 20)
+    monitor.close()
+    (histogram,) = read(tmp_path).Histograms("scene/scale_histogram")
+    assert histogram.histogram_value.num == 2
+    assert histogram.histogram_value.sum == pytest.approx(0.0)  # log10 of 0.1 and 10
+
+
 def test_without_a_folder_nothing_is_written(optimizer):
     monitor = Monitor(None)
     monitor.losses({"total": 1.0}, 1.0, 1, 10)

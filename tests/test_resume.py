@@ -12,6 +12,7 @@ from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
 from gsopt.group_options import GroupOptions, Groups
+from gsopt.rundir import write_json
 from gsopt.strategy import DefaultStrategy
 from gsopt.trainer import Trainer
 
@@ -96,6 +97,18 @@ def test_a_run_that_diverges_ends_and_saves_nothing_bad(config):
         trainer.train()
     assert checkpoint.latest(trainer.run.checkpoints) is None
     assert not trainer.run.ply(6).exists()
+
+
+def test_tests_of_earlier_sessions_are_kept(config):
+    """All up to the checkpoint; one after it, of a session that was killed, is done again."""
+    before = Trainer(replace(config, test_iterations=[2, 4])).train()["history"]
+    file = Trainer(TrainConfig.of_run(config.output)).run.history
+    write_json(file, [*before, before[-1] | {"iteration": 8, "psnr": 99.0}])
+    after = resumed(config, test_iterations=[2, 4, 8]).train()["history"]
+    assert [test["iteration"] for test in after] == [2, 4, 6, 8, 9]
+    assert after[:3] == before
+    assert after[3]["psnr"] < 99
+    assert [test["seconds"] for test in after] == sorted(test["seconds"] for test in after)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "photos and points in, a trained splat out",
     "evaluate": "PSNR, SSIM and L1 of a run or a PLY, with pictures",
     "render": "the test views of a run or a PLY as PNG",
+    "freeze_sweep": "a grid of runs: what freezing costs and brings, as table and picture",
     "bench": "how long a training step takes, stage by stage",
 }
 
@@ -57,7 +58,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def usage() -> str:
     """What `gsopt --help` prints."""
-    lines = (f"  {name.replace('_', '-'):<12}{about}" for name, about in COMMANDS.items())
+    lines = (f"  {name.replace('_', '-'):<14}{about}" for name, about in COMMANDS.items())
     return "\n".join(
         ["usage: gsopt COMMAND [FLAGS]", "", *lines, "", "gsopt COMMAND --help shows the flags of a command."]
     )
