@@ -4,6 +4,7 @@ from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
 from gsopt.groups import GroupSpec, build_groups, build_scheduler, freeze, gaussian_specs, unfreeze
+from gsopt.locks import hold_locked, lock, unlock
 from gsopt.model import GaussianModel
 from gsopt.optim import build_optimizer, load_optimizer_state
 from gsopt.render import rasterization
@@ -20,8 +21,11 @@ __all__ = [
     "build_scheduler",
     "freeze",
     "gaussian_specs",
+    "hold_locked",
     "load_optimizer_state",
     "load_scene",
+    "lock",
     "rasterization",
     "unfreeze",
+    "unlock",
 ]

@@ -32,6 +32,8 @@ HOUSE = {
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets"},
     "groups": {"schedules"},
+    "regions": {"datasets"},
+    "locks": {"model", "regions", "surgery"},
     "optim": {"native"},
     "strategy": {"surgery", "geometry", "schedules"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
