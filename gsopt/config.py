@@ -117,6 +117,7 @@ class TrainConfig:
         for name in ("freeze", "exclude", "lock", "lock_attributes", "test_iterations", "save_iterations"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
+        self.lock = tuple(map(str, self.lock))  # a file may be given as a path
 
     @classmethod
     def of_run(cls, path: Path) -> "TrainConfig":
