@@ -10,12 +10,14 @@ Gaussians alone altogether (`gsopt.strategy.movable`), also where only some attr
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gsopt.errors import InputError
@@ -63,26 +65,69 @@ def hold_locked(model: GaussianModel, optimizer: Optimizer) -> Iterator[None]:
     """Around `optimizer.step()`: afterwards locked rows, values and moments, have the bits they had before.
 
     Works with every optimizer, whatever it does inside: momentum and weight decay included. Which of its
-    state is per row is decided as in `gsopt.surgery`; rows of state that the step created are zero. Costs
-    nothing where nothing is locked, else a copy of the locked rows and back.
+    state is per row is decided as in `gsopt.surgery`; of state that the step created locked rows are zero.
+
+    Of each attribute the smaller part is copied: a few locked rows are put back after the step; where most
+    rows are locked, the optimizer gets to see the others only. So compute gradients before; or, if a closure
+    does it, let there be none at the start.
     """
-    held = []
-    for name, places in locked_rows(model).items():
+    undo = []
+    for name, (locked, free) in _known(model).rows.items():
         parameter = model.get_parameter(name)
-        if parameter.requires_grad:  # else the optimizer leaves it alone
-            state = per_row_state(optimizer, parameter)
-            before = {key: tensor.index_select(0, places) for key, tensor in state.items()}
-            held.append((parameter, places, parameter.index_select(0, places), before))
+        if not parameter.requires_grad:  # the optimizer leaves it alone
+            continue
+        # One row could not be told from what is not per row, and masks of visible rows are for all rows.
+        narrow = 1 < len(free) < len(locked) and not hasattr(optimizer, "add_visible")
+        if narrow and parameter.grad is not None:
+            undo.append(_show_only(optimizer, parameter, free))
+        else:
+            undo.append(_remember(optimizer, parameter, locked))
     try:
         yield
     finally:
-        for parameter, places, values, before in held:
-            parameter.index_copy_(0, places, values)
-            for key, tensor in per_row_state(optimizer, parameter).items():
-                if key in before:
-                    tensor.index_copy_(0, places, before[key])
-                else:
-                    tensor.index_fill_(0, places, 0)
+        for put_back in undo:
+            put_back()
+
+
+def _remember(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> Callable[[], None]:
+    """Copy some rows of a parameter and its state; the result puts them back."""
+    values = parameter.index_select(0, rows)
+    before = {key: t.index_select(0, rows) for key, t in per_row_state(optimizer, parameter).items()}
+
+    def put_back() -> None:
+        parameter.index_copy_(0, rows, values)
+        for key, tensor in per_row_state(optimizer, parameter).items():
+            if key in before:
+                tensor.index_copy_(0, rows, before[key])
+            else:
+                tensor.index_fill_(0, rows, 0)
+
+    return put_back
+
+
+def _show_only(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> Callable[[], None]:
+    """Make some rows all that there is of a parameter and its state; the result undoes it."""
+    whole, gradient = parameter.data, parameter.grad
+    before, known = per_row_state(optimizer, parameter), set(optimizer.state.get(parameter, ()))
+    parameter.grad = None  # it must have the shape of the parameter at all times
+    parameter.data = whole.index_select(0, rows)
+    parameter.grad = gradient.index_select(0, rows)
+    for key, tensor in before.items():
+        optimizer.state[parameter][key] = tensor.index_select(0, rows)
+
+    def put_back() -> None:
+        values, state = parameter.data, optimizer.state.get(parameter, {})
+        made = {key: t for key, t in per_row_state(optimizer, parameter).items() if key not in known}
+        after = {key: state[key] for key in before} | made
+        parameter.grad = None
+        parameter.data = whole
+        parameter.grad = gradient
+        parameter.index_copy_(0, rows, values)
+        for key, tensor in after.items():
+            full = before[key] if key in before else tensor.new_zeros(len(whole), *tensor.shape[1:])
+            state[key] = full.index_copy_(0, rows, tensor)
+
+    return put_back
 
 
 @torch.no_grad()
@@ -96,15 +141,7 @@ def clear_locked_gradients(model: GaussianModel) -> None:
 
 def locked_rows(model: GaussianModel) -> dict[str, Tensor]:
     """Rows that are locked, for each attribute in which there are any. int64 [K]"""
-    locks = model.locks
-    if locks is None:
-        return {}
-    found = model.__dict__.get("_locked_rows")  # every step asks for it
-    if found is None or found[0] is not locks or found[1] != locks._version:
-        rows = {name: torch.nonzero(locks[:, i]).flatten() for i, name in enumerate(ATTRIBUTES)}
-        found = locks, locks._version, {name: places for name, places in rows.items() if len(places)}
-        model.__dict__["_locked_rows"] = found
-    return found[2]
+    return {name: locked for name, (locked, _) in _known(model).rows.items()}
 
 
 def check_attributes(flag: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -127,6 +164,31 @@ def check_something_moves(model: GaussianModel, still: Iterable[str] = ()) -> No
             f"--lock: that is all {model.num_gaussians:,} Gaussians, so there is nothing to train; "
             "lock fewer, or fewer --lock-attributes"
         )
+
+
+@dataclass
+class _Known:
+    """The locks of a model as every step needs them."""
+
+    locks: Tensor | None
+    version: int  # of `locks`: it counts changes in place
+    rows: dict[str, tuple[Tensor, Tensor]]  # locked and other rows of attributes with locked ones. [K], [N-K]
+
+
+_KNOWN: WeakKeyDictionary[GaussianModel, _Known] = WeakKeyDictionary()
+
+
+def _known(model: GaussianModel) -> _Known:
+    """What is known of the model's locks, found anew where they have changed."""
+    locks, known = model.locks, _KNOWN.get(model)
+    version = 0 if locks is None else locks._version
+    if known is None or known.locks is not locks or known.version != version:
+        rows = {}
+        for i, name in enumerate(ATTRIBUTES if locks is not None else ()):
+            if locks[:, i].any():
+                rows[name] = tuple(torch.nonzero(column).flatten() for column in (locks[:, i], ~locks[:, i]))
+        known = _KNOWN[model] = _Known(locks, version, rows)
+    return known
 
 
 def _set(model: GaussianModel, mask: Tensor, attributes: str | Iterable[str] | None, locked: bool) -> None:

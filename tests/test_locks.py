@@ -98,7 +98,7 @@ def test_state_dict_takes_locks_along_and_only_then():
     assert same(other.state_dict(), model.state_dict())
     assert {name: rows.tolist() for name, rows in locked_rows(other).items()} == {"xyz": [1]}
     gsopt.lock(model, [0], "xyz")
-    other.load_state_dict(model.state_dict())  # into the same buffer
+    other.load_state_dict(model.state_dict())
     assert locked_rows(other)["xyz"].tolist() == [0, 1]
     gsopt.unlock(model)
     other.load_state_dict(model.state_dict())
