@@ -1,6 +1,8 @@
 """Runs with locked Gaussians: an edit of a trained splat, its end, and going on with it."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,6 +229,20 @@ def test_evaluate_and_render_a_locked_run(config, capsys):
     Trainer(replace(config, iterations=3)).train()
     assert main(["evaluate", str(config.output)]) == 0
     assert main(["render", str(config.output)]) == 0
+
+
+def test_the_code_in_the_docs_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "locking.md").read_text(encoding="utf-8")
+    xyz = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 6 - 2
+    GaussianModel.from_points(xyz, torch.rand(4000, 3), sh_degree=0).save_ply(tmp_path / "scene.ply")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+    rows = np.load("rows.npy")
+    assert rows.dtype == bool
+    assert 0 < rows.sum() < len(rows)
 
 
 # ---------------------------------------- refusals
