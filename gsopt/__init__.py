@@ -13,6 +13,7 @@ from gsopt.groups import (
     gaussian_specs,
     unfreeze,
 )
+from gsopt.locks import hold_locked, lock, unlock
 from gsopt.model import GaussianModel
 from gsopt.optim import build_optimizer, load_optimizer_state
 from gsopt.render import rasterization
@@ -32,9 +33,12 @@ __all__ = [
     "build_scheduler",
     "freeze",
     "gaussian_specs",
+    "hold_locked",
     "load_optimizer_state",
     "load_scene",
+    "lock",
     "parse_schedule",
     "rasterization",
     "unfreeze",
+    "unlock",
 ]

@@ -21,7 +21,9 @@ from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
 from gsopt.group_options import FIRST_LOOK, Groups, check_groups, group_specs
 from gsopt.groups import GroupSpec
-from gsopt.model import GaussianModel
+from gsopt.locks import check_attributes
+from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
@@ -84,6 +86,11 @@ class TrainConfig:
     """Attributes left out of the optimizer altogether."""
     weight_decay: float = 0.0
     """Of every group that states none of its own, as the optimizer defines it."""
+    lock: tuple[str, ...] = ()
+    """Regions whose Gaussians, those there at the start, keep their values: box:x0,y0,z0,x1,y1,z1,
+    sphere:x,y,z,r, FILE.npy, FILE.ply, or outside:REGION."""
+    lock_attributes: tuple[str, ...] = ATTRIBUTES
+    """What locked Gaussians keep; none of them is cloned, split, pruned or reset."""
     fit_rates: bool = True
     """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
     groups: Groups = field(default_factory=Groups)
@@ -109,9 +116,10 @@ class TrainConfig:
         for name in ("scene", "output", "resume", "init"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else Path(value))
-        for name in ("freeze", "exclude", "test_iterations", "save_iterations"):
+        for name in ("freeze", "exclude", "lock", "lock_attributes", "test_iterations", "save_iterations"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
+        self.lock = tuple(map(str, self.lock))  # a file may be given as a path
 
     @classmethod
     def of_run(cls, path: Path) -> "TrainConfig":
@@ -165,6 +173,9 @@ class TrainConfig:
             iterations=self.iterations,
             schedule_iterations=self.schedule_iterations or self.iterations,
         )
+        check_attributes("--lock-attributes", self.lock_attributes)
+        for text in self.lock:
+            parse_region(text)
 
     def resolved(self, device_type: str) -> "TrainConfig":
         """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""
@@ -180,6 +191,8 @@ class TrainConfig:
             output=self.resume or self.output,
             scene=self.scene and self.scene.absolute(),
             init=self.init and self.init.absolute(),
+            lock=tuple(str(parse_region(text).absolute()) for text in self.lock),
+            lock_attributes=check_attributes("--lock-attributes", self.lock_attributes),
         )
 
     def check_resume(self, old: "TrainConfig") -> None:

@@ -35,6 +35,9 @@ class GaussianModel(nn.Module):
     | `rotation` | [N, 4] | quaternion w, x, y, z, of any length but 0 |
     | `opacity` | [N, 1] | logit |
 
+    `locks` is a buffer, bool [N, 6], one column for each of `ATTRIBUTES`: what `gsopt.lock` has locked; None
+    while nothing is. It is in the `state_dict` only then.
+
     Args:
         num_gaussians: number of rows N, all zero (rotation: identity) until they are set or loaded.
         sh_degree: highest band D of the harmonics, 0 to 3.
@@ -43,6 +46,8 @@ class GaussianModel(nn.Module):
     Raises:
         ValueError: `sh_degree` or `num_gaussians` is out of range.
     """
+
+    per_row_buffers = ("locks",)  # that go with their rows in gsopt.surgery
 
     def __init__(
         self, num_gaussians: int = 0, sh_degree: int = 3, device: torch.device | str | None = None
@@ -55,6 +60,7 @@ class GaussianModel(nn.Module):
             self.register_parameter(
                 name, nn.Parameter(torch.zeros(num_gaussians, *shapes[name], device=device))
             )
+        self.register_buffer("locks", None)
         with torch.no_grad():
             self.rotation[:, 0] = 1
 
@@ -163,6 +169,11 @@ class GaussianModel(nn.Module):
         return sh_degree_of(self.feature_rest.shape[1] + 1)
 
     @property
+    def locked(self) -> Tensor | None:
+        """Which Gaussians have a locked attribute; None where there is none. [N] bool"""
+        return None if self.locks is None else self.locks.any(dim=1)
+
+    @property
     def means(self) -> Tensor:
         """Centres, world units. [N, 3]"""
         return self.xyz
@@ -198,7 +209,7 @@ class GaussianModel(nn.Module):
         *,
         take_sh_degree: bool = False,
     ):
-        """Load parameters, with as many rows as were saved.
+        """Load parameters, with as many rows as were saved, and which of them are locked.
 
         Where the number of rows (or, with `take_sh_degree`, of harmonics) changes, the parameters are new
         objects: load first, then build groups and optimizer. Parameters keep their `requires_grad`.
@@ -242,6 +253,9 @@ class GaussianModel(nn.Module):
             if own.shape != wanted[name]:
                 empty = torch.empty(wanted[name], dtype=own.dtype, device=own.device)
                 setattr(self, name, nn.Parameter(empty, requires_grad=own.requires_grad))
+        lacks = state_dict.get(prefix + "locks") is None
+        size = (rows, len(ATTRIBUTES))
+        self.locks = None if lacks else torch.empty(size, dtype=torch.bool, device=self.xyz.device)
 
     def extra_repr(self) -> str:
         return f"{self.num_gaussians:,} Gaussians, SH degree {self.max_sh_degree}"

@@ -53,6 +53,8 @@ class Recorder:
         views = [*trainer.scene.train, *trainer.scene.test]
         write_json(trainer.run.cameras, [camera_to_json(view.camera, i) for i, view in enumerate(views)])
         trainer.monitor = Monitor(trainer.run.path, first_step=trainer.step + 1)
+        if (locked := trainer.model.locked) is not None:
+            trainer.monitor.scalars({"gaussians/locked": int(locked.sum())}, trainer.step)
         if trainer.step == 0:
             trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
 

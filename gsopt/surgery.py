@@ -7,10 +7,13 @@ Per-row state of an optimizer are the entries that it declares in an attribute `
 collection of keys of its state); without that, the tensors of at least one dimension whose first is the
 number of rows. All else, such as Adam's `step`, stays as it is. An optimizer that has not stepped yet has
 no state to move, and a parameter that is not in the optimizer only has values.
+
+Buffers that a module names in an attribute `per_row_buffers` move with the rows of its parameters; they are
+zero for new rows. Where a module has a mask `locked` (bool [N]), its rows can be neither dropped nor
+overwritten: that is refused, whoever asks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +32,7 @@ def keep(module: nn.Module, names: Sequence[str], optimizer: Optimizer | None, r
 
     Raises:
         ValueError: numbers of rows that disagree, a mask of another length, indices out of range or
-            repeated.
+            repeated, or a locked row that would go.
     """
     resize(module, names, optimizer, rows, {})
 
@@ -71,7 +74,9 @@ def resize(
         ValueError: as :func:`keep` and :func:`append`. Then nothing is changed.
     """
     count = _row_count(module, names)
-    kept = None if rows is None else _indices(rows, count)
+    kept = None if rows is None else row_indices(rows, count)
+    if kept is not None:
+        _refuse_locked(module, names, kept, dropped=True)
     added = _checked_values(module, names, values) if values else 0
 
     @torch.no_grad()
@@ -85,6 +90,10 @@ def resize(
         out[length:] = 0 if new is None else new
         return out
 
+    for owner in _owners(module, names):
+        for name in getattr(owner, "per_row_buffers", ()):
+            if (buffer := owner.get_buffer(name)) is not None:
+                setattr(owner, name, resized(buffer, None))
     for name in names:
         old = module.get_parameter(name)
         new = nn.Parameter(resized(old.detach(), values.get(name)), requires_grad=old.requires_grad)
@@ -108,11 +117,12 @@ def overwrite(
         rows: which rows: a mask (bool [N]) or indices (int64 [K], each at most once); None is all.
 
     Raises:
-        ValueError: as :func:`keep`, or values of another shape. Then nothing is changed.
+        ValueError: as :func:`keep`, values of another shape, or a locked row. Then nothing is changed.
     """
     count = _row_count(module, list(values))
-    places = None if rows is None else _indices(rows, count)
+    places = None if rows is None else row_indices(rows, count)
     length = count if places is None else len(places)
+    _refuse_locked(module, values, places, dropped=False)
     for name, value in values.items():
         expected = (length, *module.get_parameter(name).shape[1:])
         if tuple(value.shape) != expected:
@@ -130,21 +140,45 @@ def overwrite(
         _map_state(optimizer, parameter, parameter, lambda tensor: put(tensor, 0))
 
 
+def per_row_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
+    """The entries of the optimizer's state of `parameter` with one row for each of its rows."""
+    if optimizer is None or parameter not in optimizer.state:
+        return {}
+    declared = getattr(optimizer, "per_row_state", None)
+    tensors = {key: value for key, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+    if declared is not None:
+        return {key: value for key, value in tensors.items() if key in declared}
+    rows = parameter.shape[0]
+    return {key: value for key, value in tensors.items() if value.dim() > 0 and value.shape[0] == rows}
+
+
+def row_indices(rows: Tensor, count: int) -> Tensor:
+    """`rows`, a mask (bool [N]) or indices (int64 [K]) of `count` rows, as checked indices. [K]
+
+    Raises:
+        ValueError: a mask of another length, another type, indices out of range or repeated.
+    """
+    if rows.dtype == torch.bool:
+        if rows.shape != (count,):
+            raise ValueError(f"rows: expected a mask [{count}], found {list(rows.shape)}")
+        return torch.nonzero(rows).flatten()
+    if rows.dtype != torch.int64 or rows.dim() != 1:
+        raise ValueError(f"rows: expected a mask or a list of int64, found {rows.dtype} {list(rows.shape)}")
+    if len(rows) and (rows.min() < 0 or rows.max() >= count):
+        raise ValueError(f"rows: expected 0 to {count - 1}, found {int(rows.min())} to {int(rows.max())}")
+    if len(rows) != len(torch.unique(rows)):
+        raise ValueError("rows: found an index twice, which would give two rows one set of moments")
+    return rows
+
+
 def _map_state(
     optimizer: Optimizer | None, old: Tensor, new: Tensor, change: Callable[[Tensor], Tensor]
 ) -> None:
     """Hand the state of `old` to `new`, with `change` applied to every per-row tensor."""
     if optimizer is None or old not in optimizer.state:
         return
-    declared = getattr(optimizer, "per_row_state", None)
-    state: dict[str, Any] = optimizer.state.pop(old)
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            continue
-        by_shape = value.dim() > 0 and value.shape[0] == old.shape[0]
-        if by_shape if declared is None else key in declared:
-            state[key] = change(value)
-    optimizer.state[new] = state
+    changed = {key: change(value) for key, value in per_row_state(optimizer, old).items()}
+    optimizer.state[new] = optimizer.state.pop(old) | changed
 
 
 def _put_in_place(
@@ -156,6 +190,24 @@ def _put_in_place(
         for position, parameter in enumerate(group["params"]):
             if parameter is old:
                 group["params"][position] = new
+
+
+def _owners(module: nn.Module, names: Iterable[str]) -> list[nn.Module]:
+    """The modules whose own the parameters are."""
+    return [module.get_submodule(owner) for owner in dict.fromkeys(n.rpartition(".")[0] for n in names)]
+
+
+def _refuse_locked(module: nn.Module, names: Iterable[str], rows: Tensor | None, dropped: bool) -> None:
+    """Raise ValueError where `rows` (None: all) would overwrite locked rows or, if `dropped`, lack some."""
+    for owner in _owners(module, names):
+        locked = getattr(owner, "locked", None)
+        if isinstance(locked, Tensor):
+            there = int(locked.sum() if rows is None else locked[rows].sum())
+            if refused := int(locked.sum()) - there if dropped else there:
+                raise ValueError(
+                    f"rows: {refused} locked ones would be {'dropped' if dropped else 'overwritten'}; "
+                    "leave those alone that are not gsopt.strategy.movable, or unlock them"
+                )
 
 
 def _row_count(module: nn.Module, names: Iterable[str]) -> int:
@@ -175,18 +227,3 @@ def _checked_values(module: nn.Module, names: Sequence[str], values: Mapping[str
         if tuple(values[name].shape) != expected:
             raise ValueError(f"{name}: expected new rows {list(expected)}, found {list(values[name].shape)}")
     return added
-
-
-def _indices(rows: Tensor, count: int) -> Tensor:
-    """`rows` as checked indices. [K]"""
-    if rows.dtype == torch.bool:
-        if rows.shape != (count,):
-            raise ValueError(f"rows: expected a mask [{count}], found {list(rows.shape)}")
-        return torch.nonzero(rows).flatten()
-    if rows.dtype != torch.int64 or rows.dim() != 1:
-        raise ValueError(f"rows: expected a mask or a list of int64, found {rows.dtype} {list(rows.shape)}")
-    if len(rows) and (rows.min() < 0 or rows.max() >= count):
-        raise ValueError(f"rows: expected 0 to {count - 1}, found {int(rows.min())} to {int(rows.max())}")
-    if len(rows) != len(torch.unique(rows)):
-        raise ValueError("rows: found an index twice, which would give two rows one set of moments")
-    return rows

@@ -25,6 +25,7 @@ from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene, render_view
 from gsopt.groups import apply_freezes, build_groups, build_scheduler
+from gsopt.locks import check_something_moves, clear_locked_gradients, hold_locked, lock, unlock
 from gsopt.losses import photometric
 from gsopt.model import GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
@@ -95,6 +96,7 @@ class Trainer:
             self._resume(saved)
         else:
             self._build_optimizer()
+        self._lock(saved)
         self.strategy.check(self.model)
 
     # ------------------------------------------------------------------------------------------ the method
@@ -116,7 +118,8 @@ class Trainer:
         loss.backward()
         self.strategy.observe(self.model, info, self.step)
 
-        with self.monitor.norms(self.optimizer, self.step):
+        clear_locked_gradients(self.model)
+        with self.monitor.norms(self.optimizer, self.step), hold_locked(self.model, self.optimizer):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         refined = self.strategy.refine(self.model, self.optimizer, self.step, self.generator)
@@ -213,6 +216,22 @@ class Trainer:
         groups = build_groups(self.model, self.specs)
         self.optimizer = build_optimizer(self.config.optimizer, groups, native=native)
         self.scheduler = build_scheduler(self.optimizer, self.specs)
+
+    def _lock(self, saved: dict | None) -> None:
+        """Lock the Gaussians that the settings mean now; a run that goes on keeps its own.
+
+        Other settings than those of the checkpoint replace its locks. Its config.json will not do for the
+        comparison: it has what an interrupted resume asked for.
+        """
+        config, old = self.config, saved["config"] if saved else {}
+        before = tuple(old.get("lock", ()))
+        if not before or (config.lock, config.lock_attributes) != (before, tuple(old["lock_attributes"])):
+            if before:
+                unlock(self.model)
+            if config.lock:
+                lock(self.model, config.lock, config.lock_attributes)
+        whole_run = [text for text in (*config.freeze, *config.exclude) if "@" not in text]
+        check_something_moves(self.model, still=whole_run)
 
     def _step_background(self) -> Tensor:
         """[3] behind the Gaussians in this step."""

@@ -35,6 +35,8 @@ HOUSE = {
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets"},
     "groups": {"schedules", "freeze_windows"},
+    "regions": {"datasets"},
+    "locks": {"model", "regions", "surgery"},
     "optim": {"native"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},

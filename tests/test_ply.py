@@ -291,6 +291,15 @@ def test_missing_files_and_folders(tmp_path):
         read_splat(tmp_path)
 
 
+def test_text_too_large_for_its_type(tmp_path):
+    write_ply(tmp_path / "s.ply", splat_columns(5, rest=9), text=True)
+    lines = (tmp_path / "s.ply").read_text().splitlines()
+    lines[-1] = " ".join(["1e99", *lines[-1].split()[1:]])
+    (tmp_path / "s.ply").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"s\.ply: vertex 4: x is inf, expected a finite number"):
+        read_splat(tmp_path / "s.ply")
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_damage_raises_anything_but_an_input_error(tmp_path_factory, data):

@@ -10,7 +10,8 @@ from gsopt.device import describe
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import FITTED_RATES, fitted_rate
-from gsopt.model import ATTRIBUTES
+from gsopt.locks import locked_rows
+from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.trainer import Trainer
@@ -32,11 +33,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
-    """Warn of settings of densification, other than those of `old`, where there is none."""
+    """Warn of settings, other than those of `old`, of densification or locks where there are none."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
     idle = [flag for flag in flags if flag == "--max-gaussians" or flag.startswith("--densify.")]
     if config.strategy == "none" and idle:
         warnings.warn(f"{', '.join(idle)}: without effect, because of --strategy none", stacklevel=2)
+    if "--lock-attributes" in flags and not config.lock:
+        warnings.warn("--lock-attributes: without effect, because there is no --lock", stacklevel=2)
 
 
 def run(config: TrainConfig) -> Metrics:
@@ -79,6 +82,7 @@ def opening(trainer: Trainer) -> list[str]:
         f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
+        *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
@@ -92,6 +96,15 @@ def frozen_attributes(config: TrainConfig) -> str:
     return "; ".join(
         f"{name} {' and '.join(window.iterations for window in of_name)}" for name, of_name in windows.items()
     )
+
+
+def what_is_locked(model: GaussianModel) -> str:
+    """How many Gaussians are locked, and in which attributes if not in all."""
+    if model.locked is None:
+        return ""
+    names = locked_rows(model)
+    some = "" if len(names) == len(ATTRIBUTES) else f" in {', '.join(names)}"
+    return f"{int(model.locked.sum()):,} of {model.num_gaussians:,} Gaussians{some} (--lock)"
 
 
 def raised_rates(config: TrainConfig) -> str:

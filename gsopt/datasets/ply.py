@@ -164,7 +164,8 @@ def _read_vertices(path: Path) -> np.ndarray:
     from plyfile import PlyData, PlyParseError
 
     try:
-        ply = PlyData.read(path)
+        with np.errstate(over="ignore"):  # text too large for its type becomes inf, which is reported as such
+            ply = PlyData.read(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of a PLY file") from None
     except OSError as error:

@@ -2,6 +2,6 @@
 
 from gsopt.strategy.default import DefaultStrategy
 from gsopt.strategy.none import NoStrategy
-from gsopt.strategy.protocol import Refinement, Strategy
+from gsopt.strategy.protocol import Refinement, Strategy, movable
 
-__all__ = ["DefaultStrategy", "NoStrategy", "Refinement", "Strategy"]
+__all__ = ["DefaultStrategy", "NoStrategy", "Refinement", "Strategy", "movable"]

@@ -13,7 +13,7 @@ from gsopt import surgery
 from gsopt.errors import InputError
 from gsopt.geometry import quat_to_rotmat
 from gsopt.schedules import resolve_steps, scaled
-from gsopt.strategy.protocol import Refinement, Strategy, row_names
+from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 from gsopt.strategy.statistics import add_gradients
 
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of both halves, divided by this
@@ -34,7 +34,7 @@ class DefaultStrategy(Strategy):
     - Opacities are reset every `reset_every` steps. gsplat never does: ``step % n == 0 & step > 0`` is false.
     - Refinement follows `optimizer.step()`, so no update is lost, and steps count from 1.
     - Frozen attributes keep their values: a split that would move a frozen xyz or scaling does not happen,
-      a reset skips a frozen opacity. Clones copy them.
+      a reset skips a frozen opacity. Clones copy them. Locked Gaussians are left alone altogether.
     - Several cameras in one step: the radius of a Gaussian is its largest, not that of the last camera.
     - `max_gaussians`: where more would grow than there is room for, those with the largest gradient do, of
       equal ones the first. Pruning comes after growth and makes room for the next refinement only, so the
@@ -148,8 +148,9 @@ class DefaultStrategy(Strategy):
             done = self._grow_and_prune(model, optimizer, step, generator)
             self._statistics = {}
         if step % self.reset_every == 0 and model.opacity.requires_grad:
-            limit = _logit(2 * self.prune_opa)
-            surgery.overwrite(model, optimizer, {"opacity": model.opacity.clamp(max=limit)})
+            limit, rows = _logit(2 * self.prune_opa), movable(model)
+            opacity = model.opacity if rows is None else model.opacity[rows]
+            surgery.overwrite(model, optimizer, {"opacity": opacity.clamp(max=limit)}, rows)
             done = replace(done, reset=True)
         return done
 
@@ -173,6 +174,8 @@ class DefaultStrategy(Strategy):
         self._move_halves(model, {name: rows[len(clone_rows) :] for name, rows in new.items()}, generator)
 
         doomed = self._doomed(model.opacity, model.scaling, statistics["radii"], step)  # [N]
+        if (rows := movable(model)) is not None:
+            doomed &= rows
         doomed_new = self._doomed(new["opacity"], new["scaling"], statistics["radii"][sources], step)  # [M]
         kept = ~(split | doomed)
         pruned = int((doomed & ~split).sum()) + int(doomed_new.sum())
@@ -191,6 +194,8 @@ class DefaultStrategy(Strategy):
             split |= statistics["radii"] > self.grow_scale2d
         if not (model.xyz.requires_grad and model.scaling.requires_grad):
             split = torch.zeros_like(split)  # it would move what is frozen
+        if (rows := movable(model)) is not None:
+            clone, split = clone & rows, split & rows
         if self.max_gaussians is not None:
             room = max(self.max_gaussians - len(score), 0)
             ranked = torch.where(clone | split, score, -1).argsort(descending=True, stable=True)

@@ -8,6 +8,8 @@ strategy=...)`:
             if step % 500:
                 return Refinement()
             faint = model.opacities < 0.01
+            if (rows := movable(model)) is not None:
+                faint &= rows
             keep(model, row_names(model), optimizer, ~faint)
             return Refinement(pruned=int(faint.sum()))
 
@@ -48,6 +50,9 @@ class Strategy:
     Frozen attributes are those whose parameter does not require grad, be its group frozen or not in the
     optimizer: a strategy may copy them to new rows and remove them with their rows, but never gives them
         another value.
+
+    Locked Gaussians, those that are not :func:`movable`, a strategy leaves alone altogether, whichever of
+    their attributes are locked: it neither clones, splits, prunes, resets, moves nor perturbs them.
     """
 
     def resolve(self, iterations: int) -> Self:
@@ -95,6 +100,12 @@ class Strategy:
         """
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, found {', '.join(state)}")
+
+
+def movable(model: nn.Module) -> Tensor | None:
+    """Which Gaussians a strategy may change, copy or remove: those not locked. [N] bool; None is all."""
+    locked = getattr(model, "locked", None)
+    return ~locked if isinstance(locked, Tensor) else None
 
 
 def row_names(model: nn.Module) -> tuple[str, ...]:
