@@ -21,6 +21,7 @@ HOUSE = {
     "rundir": set(),
     "settings": set(),
     "pictures": set(),
+    "text": set(),
     "monitor": set(),
     "device": set(),
     "native": set(),
@@ -39,10 +40,11 @@ HOUSE = {
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
+HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "settings", "text"}
 HOUSE["recorder"] = BELOW
 HOUSE["trainer"] = BELOW | {"config", "recorder"}
 HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
-HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "commands"}
+HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "inspection", "commands"}
 HOUSE["__main__"] = {"commands"}
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "photos and points in, a trained splat out",
     "evaluate": "PSNR, SSIM and L1 of a run or a PLY, with pictures",
     "render": "the test views of a run or a PLY as PNG",
+    "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
     "bench": "how long a training step takes, stage by stage",
 }
 
