@@ -127,10 +127,11 @@ def _is_group(group: Mapping[str, Any]) -> bool:
 
 
 def _is_model(value: Any) -> bool:
+    """Whether these are named tensors, some of real numbers; states of random generators have none."""
     return (
         isinstance(value, Mapping)
-        and len(value) > 0
         and all(isinstance(key, str) and isinstance(entry, Tensor) for key, entry in value.items())
+        and any(entry.is_floating_point() or entry.is_complex() for entry in value.values())
     )
 
 
