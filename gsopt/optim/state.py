@@ -30,6 +30,7 @@ _HOW_NOT_WHAT = {
 }
 _ABSENT = "absent"
 _PRIMES = (2, 3, 5, 7, 11, 13)  # sizes of a trial parameter, each axis its own
+_FULL_FROM_THE_START = torch.optim.Adagrad  # cannot step without state; others make theirs in the first step
 _NO_TRIAL = ("SparseAdam",)  # does not step with a dense gradient
 
 
@@ -126,9 +127,9 @@ def load_optimizer_state(
         group = optimizer.param_groups[position]
         saved_index, saved_position = saved[name]
         _compare_options(report, name, state_dict["param_groups"][saved_position], group, position)
-        found = state_dict["state"].get(saved_index)
+        found = state_dict["state"].get(saved_index, {})
         expected = _expected_state(optimizer, group, parameters[name])
-        if not found:  # saved before its first step, or frozen since then
+        if not found and not isinstance(optimizer, _FULL_FROM_THE_START):
             report.matched.append(name)
             report.fresh.append(name)
             state.pop(index, None)
@@ -262,7 +263,9 @@ def _fits(
         return not odd
     lacking = [key for key in expected if key not in found]
     if lacking:
-        report.state_mismatch[name] = f"needs {', '.join(lacking)}, found {', '.join(found)} in the file"
+        report.state_mismatch[name] = (
+            f"needs {', '.join(lacking)}, found {', '.join(found) or 'none'} in the file"
+        )
         return False
     for key, shape in expected.items():
         value = found[key]
