@@ -284,6 +284,22 @@ def test_settings_of_another_version_leave_the_schedules_open(changed, capsys):
     assert "warp_drive" in text
 
 
+def test_what_is_trained_beside_the_model(changed, capsys):
+    """It is in the checkpoint as "joint", and its groups have its name before theirs."""
+
+    def add(state):
+        state["joint"] = {"poses": {"delta": torch.full((4, 6), 0.5)}}
+        group = {"name": "poses", "params": [99], "param_names": ["poses.delta"], "lr": 0.25}
+        state["optimizer"]["param_groups"].append(group)
+        state["optimizer"]["state"][99] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4, 6)}
+
+    text = output(capsys, changed(add))
+    assert cells(text, "poses") == [["poses", "0.25", "-", "-", "-", "-"]]
+    assert cells(text, "poses.delta") == [
+        ["poses.delta", "poses", "4", "[4,", "6]", "2.449", "3", "0", "-"],
+    ]
+
+
 @pytest.mark.parametrize("part", ["model", "optimizer", "config", "step"])
 def test_a_checkpoint_that_lacks_a_part(changed, capsys, part):
     assert main(["inspect", str(changed(lambda s: s.pop(part)))]) == 2

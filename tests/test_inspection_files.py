@@ -96,6 +96,22 @@ def test_buffers_are_not_in_the_optimizer(opened):
         "1.running_var",
         "1.num_batches_tracked",
     ]
+    assert any(line.startswith("1.running_var") for line in tables.snapshot_lines(found))
+
+
+def test_tensors_of_any_type(opened):
+    model = {
+        "real": torch.ones(2, 2, dtype=torch.bfloat16),
+        "complex": torch.full((2,), 3 + 4j),
+        "mask": torch.tensor([True, False, True]),
+        "index": torch.tensor([3, 4]),
+        "none": torch.ones(0, 3),
+        "number": torch.tensor(7),
+    }
+    found = opened(model)
+    rows = [line.split() for line in tables.snapshot_lines(found)[4:]]
+    assert [row[-1] for row in rows] == ["2", "7.071", "1.414", "5", "0", "7"]
+    assert compare(found, found).same
 
 
 def test_names_are_not_guessed_where_shapes_disagree(opened):

@@ -155,7 +155,7 @@ def _bits(tensor: Tensor) -> Tensor:
 def _distance(a: Tensor, b: Tensor) -> dict[str, float]:
     """max |B - A|, and ‖B - A‖ / ‖A‖; both 0 for tensors without elements."""
     wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
-    difference = b.to(wide).sub_(a) if b.dtype != wide else b - a
+    difference = b.to(wide) - a.to(wide)
     if difference.numel() == 0:
         return {"largest": 0.0, "relative": 0.0}
     apart, size = difference.norm().item(), a.to(wide).norm().item()

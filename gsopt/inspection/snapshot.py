@@ -124,7 +124,7 @@ def _of_checkpoint(path: Path, state: dict[str, Any]) -> Snapshot:
     if missing:
         raise InputError(f"{path}: a checkpoint without {', '.join(missing)}; give one that a training wrote")
     snapshot = Snapshot(path, "gsopt checkpoint", step=state["step"])
-    model = torch_file.flat(state["model"])
+    model = torch_file.flat({**state["model"], **state.get("joint", {})})  # with what is trained beside it
     optimizer = state["optimizer"]
     _add_optimizer(snapshot, optimizer, torch_file.unique(torch_file.names_of(optimizer)), model)
     _add_model(snapshot, model)

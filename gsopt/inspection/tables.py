@@ -196,6 +196,9 @@ def _difference_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def _norm(tensor: Tensor) -> float:
+    """Euclidean, of any type of numbers, in double precision."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        tensor = tensor.double()
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     return torch.linalg.vector_norm(tensor, dtype=wide).item().real
 
