@@ -7,11 +7,13 @@ tree of dicts and lists whose leaves are tensors, numbers, strings, booleans and
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from gsopt.errors import InputError
 
 FORMAT = "gsopt checkpoint"
 VERSION = 1
+_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # begins files of torch.save before 1.6
 _REMEDY = "delete it, and --resume goes on from the one before it"
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
@@ -64,22 +67,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         InputError: the file is missing, damaged, no checkpoint, or of a later version than this program
             reads.
     """
-    path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:  # which is what torch writes, with a checksum for each part
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise InputError(f"{path}: the checksum of {damaged} is wrong; {_REMEDY}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the path of a checkpoint") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (RuntimeError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: damaged or no checkpoint ({reason}); {_REMEDY}") from error
+    return unpack(path, read(path, _REMEDY))
+
+
+def unpack(path: str | os.PathLike[str], content: Any) -> dict[str, Any]:
+    """The state in a checkpoint's content, as :func:`read` found it at `path`.
+
+    Raises:
+        InputError: it is no checkpoint, or of a later version than this program reads.
+    """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
             f"{path}: expected a {FORMAT}, found another kind of file; give one that gsopt wrote"
@@ -90,6 +86,35 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             "use the version of gsopt that wrote it"
         )
     return content["state"]
+
+
+def read(path: str | os.PathLike[str], remedy: str = "give a file that torch.save wrote") -> Any:
+    """Read any file of `torch.save`, with all tensors on the CPU. Nothing in the file is executed.
+
+    Beside tensors and plain values it may hold NumPy's numbers, which learning rates often are.
+
+    Args:
+        path: of the file.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        InputError: the file is missing, damaged, of another kind, or holds objects of Python that only
+            running their code would restore.
+    """
+    path = Path(path)
+    try:
+        _check_kind(path, remedy)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_numbers()):
+            warnings.simplefilter("ignore")  # about old pickles: what cannot be read is an error anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the path of a checkpoint") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except Exception as error:  # damage can break the reader in any way
+        raise InputError(f"{path}: {_trouble(error)}; {remedy}") from error
 
 
 def find(folder: str | os.PathLike[str]) -> list[Path]:
@@ -134,6 +159,43 @@ def prune(folder: str | os.PathLike[str], keep: int) -> list[Path]:
     for path in (*doomed, *Path(folder).glob("step_*.pt.tmp")):
         path.unlink(missing_ok=True)
     return doomed
+
+
+def _check_kind(path: Path, remedy: str) -> None:
+    """Raise InputError unless a file is of torch and, where it has checksums, undamaged."""
+    with path.open("rb") as stream:
+        start = stream.read(len(_OLD_FORMAT))
+    if start == _OLD_FORMAT:
+        return
+    if start.startswith(b"\x80"):
+        raise InputError(
+            f"{path}: a bare pickle, which cannot be read without running code from it; "
+            "let torch.save write the tensors"
+        )
+    with zipfile.ZipFile(path) as archive:  # which is what torch writes, with a checksum for each part
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise InputError(f"{path}: the checksum of {damaged} is wrong; {remedy}")
+
+
+def _trouble(error: Exception) -> str:
+    """What is wrong with a file, from the error of reading it."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if found:
+        return (
+            f"holds {found[1]}, which only running code from the file would restore, so it is not read "
+            "(state_dicts of tensors and numbers are)"
+        )
+    reason = str(error).strip().split("\n")[0]
+    return f"damaged or no checkpoint ({reason or type(error).__name__})"
+
+
+def _numpy_numbers() -> list[Any]:
+    """What torch's unpickler needs for numbers of NumPy, under the names of its versions 1 and 2."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = (np.float64, np.float32, np.int64)
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *{type(np.dtype(kind)) for kind in kinds}]
 
 
 def _plain(value: Any, place: str) -> Any:

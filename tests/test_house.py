@@ -24,6 +24,7 @@ HOUSE = {
     "rundir": set(),
     "settings": set(),
     "pictures": set(),
+    "text": set(),
     "monitor": set(),
     "device": set(),
     "native": set(),
@@ -44,11 +45,14 @@ HOUSE = {
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "option_text"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
+HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "settings", "text"}
 HOUSE["recorder"] = BELOW
 HOUSE["trainer"] = BELOW | {"config", "recorder"}
 HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
-HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "sweep", "commands"}
+HOUSE["commands"] = BELOW | {
+    *("group_options", "config", "trainer", "bench", "sweep", "inspection", "commands"),
+}
 HOUSE["__main__"] = {"commands"}
 
 

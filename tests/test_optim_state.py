@@ -1,9 +1,12 @@
 """Optimizer state by name: load_optimizer_state for the optimizers of any module."""
 
+import copy
+
 import pytest
 import torch
 from optimizing import gaussian_groups, same, train
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gsopt.groups import GroupSpec
 from gsopt.model import GaussianModel
@@ -38,22 +41,30 @@ def equal_moments(a: dict[str, dict], b: dict[str, dict]) -> bool:
 
 def test_torch_matches_by_order_and_fails_in_step():
     model, other = Model(), Model(first="linear2")
+    saved = trained(model).state_dict()
     optimizer = adam(other)
-    optimizer.load_state_dict(trained(model).state_dict())  # says nothing
-    with pytest.raises(RuntimeError, match=r"The size of tensor a \(\d\) must match the size of tensor b"):
+    optimizer.load_state_dict(saved)  # says nothing
+    message = r"The size of tensor a \(2\) must match the size of tensor b \(3\)"
+    with pytest.raises(RuntimeError, match=message):
         train(optimizer, 1)
+
+    optimizer = adam(other)
+    load_optimizer_state(optimizer, saved)
+    train(optimizer, 1)
 
 
 def test_torch_swaps_moments_silently_where_shapes_agree():
     model, other = Model(sizes=(2, 2, 2)), Model(first="linear2", sizes=(2, 2, 2))
-    saved, optimizer = trained(model), adam(other)
-    optimizer.load_state_dict(saved.state_dict())
-    train(optimizer, 1)  # says nothing either
-    swapped = optimizer.state[other.linear2.weight]
+    saved = trained(model)
+    optimizer = adam(other)
+    optimizer.load_state_dict(saved.state_dict())  # says nothing, and nothing will
+    assert same(optimizer.state[other.linear2.weight], saved.state[model.linear1.weight])
+    assert same(optimizer.state[other.linear1.bias], saved.state[model.linear2.bias])
+    train(optimizer, 1)
+
     optimizer = adam(other)
     load_optimizer_state(optimizer, saved.state_dict())
-    train(optimizer, 1)
-    assert not same(swapped, optimizer.state[other.linear2.weight])
+    assert equal_moments(moments(other, optimizer), moments(model, saved))
 
 
 def test_training_goes_on_alike_whatever_the_order():
@@ -97,17 +108,28 @@ def sgd(model: nn.Module, **options) -> torch.optim.SGD:
     return torch.optim.SGD(model.named_parameters(), lr=0.1, **options)
 
 
+CAPTURABLE = {"capturable": True}
+
+
+def saved_capturable(model: nn.Module) -> torch.optim.Adam:
+    """An Adam whose state_dict is as a capturable one of CUDA writes it; on a CPU none can step."""
+    optimizer = adam(model)
+    optimizer.register_state_dict_post_hook(lambda _, saved: saved["param_groups"][0].update(CAPTURABLE))
+    return optimizer
+
+
 NAMES = ["linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"]
 RENAMED = {"linear1.weight": "one.weight", "linear1.bias": "one.bias"}
 ONE_GROUP = grouped({"all": NAMES})
 TWO_GROUPS = grouped({"first": NAMES[:2], "second": NAMES[2:]})
 NO_BIAS = grouped({"weights": [NAMES[0], NAMES[2]]})
-CAPTURABLE = {"capturable": True}
 
 CASES = {  # saved by, loaded by, names=, then what the report has beside matched
     "same": (adam, adam, None, {}),
     "one group split in two": (ONE_GROUP, TWO_GROUPS, None, {}),
     "two groups joined": (TWO_GROUPS, ONE_GROUP, None, {}),
+    "fewer groups": (TWO_GROUPS, grouped({"first": NAMES[:2]}), None, {"unexpected": NAMES[2:]}),
+    "more groups": (grouped({"first": NAMES[:2]}), TWO_GROUPS, None, {"missing": NAMES[2:]}),
     "renamed group": (ONE_GROUP, grouped({"other": NAMES}), None, {}),
     "fewer parameters": (adam, NO_BIAS, None, {"unexpected": [NAMES[1], NAMES[3]]}),
     "more parameters": (NO_BIAS, adam, None, {"missing": [NAMES[1], NAMES[3]]}),
@@ -117,6 +139,7 @@ CASES = {  # saved by, loaded by, names=, then what the report has beside matche
     "amsgrad since": (adam, lambda m: adam(m, amsgrad=True), None, {"state_mismatch": set(NAMES)}),
     "amsgrad no longer": (lambda m: adam(m, amsgrad=True), adam, None, {"unused": set(NAMES)}),
     "capturable": (adam, lambda m: adam(m, **CAPTURABLE), None, {}),
+    "capturable no longer": (saved_capturable, adam, None, {}),
     "fused": (lambda m: adam(m, fused=True), adam, None, {}),
     "adamw": (adam, lambda m: torch.optim.AdamW(m.named_parameters(), lr=0.1), None, {}),
     "another optimizer": (lambda m: sgd(m, momentum=0.9), adam, None, {"state_mismatch": set(NAMES)}),
@@ -133,7 +156,7 @@ def test_state_by_name(case, started):
     model, other = Model(), Model()
     saved = trained(model, make=save)
     optimizer = load(other)
-    if started and "capturable" not in case:  # which steps on CUDA alone
+    if started and case != "capturable":  # which steps on CUDA alone
         train(optimizer, 3)
     report = load_optimizer_state(optimizer, saved.state_dict(), names=names, strict=False)
 
@@ -150,31 +173,33 @@ def test_state_by_name(case, started):
     else:
         with pytest.raises(ValueError, match="nothing was loaded\nmatched: "):
             load_optimizer_state(optimizer, saved.state_dict(), names=names)
-    if "capturable" not in case and not report.state_mismatch:
+    if case != "capturable" and not report.state_mismatch:
         train(optimizer, 1)
 
 
 def test_strict_changes_nothing_and_says_everything():
-    saved = trained(Model(sizes=(2, 5, 4)), make=NO_BIAS)
+    file = {"linear1.weight": torch.zeros(5, 2), "linear2.weight": torch.zeros(4, 3), "old": torch.zeros(1)}
+    saved = torch.optim.Adam([(name, nn.Parameter(value)) for name, value in file.items()], lr=0.5)
+    train(saved, 2)
+    saved = saved.state_dict()
+    del saved["state"][1]["exp_avg_sq"]
     model = Model()
     optimizer = trained(model)
-    before = {
-        name: {k: v.clone() for k, v in state.items()} for name, state in moments(model, optimizer).items()
-    }
+    before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(ValueError, match="does not fit") as caught:
-        load_optimizer_state(optimizer, saved.state_dict())
-    assert equal_moments(moments(model, optimizer), before)
-    assert (
-        str(caught.value).splitlines()
-        == [
-            "optimizer state does not fit the optimizer; nothing was loaded",
-            "matched: none",
-            "missing in the file: linear1.bias, linear2.bias",
-            "shape mismatch: linear1.weight: exp_avg [5, 2] in the file, expected [3, 2]",
-            "shape mismatch: linear2.weight: exp_avg [4, 5] in the file, expected [4, 3]",
-            "differs: group 0.name: weights in the file, absent requested, which stays",
-        ][:5]
-    )
+        load_optimizer_state(optimizer, saved)
+    assert str(caught.value).splitlines() == [
+        "optimizer state does not fit the optimizer; nothing was loaded",
+        "matched: none",
+        "missing in the file: linear1.bias, linear2.bias",
+        "unexpected, not in the optimizer: old",
+        "shape mismatch: linear1.weight: exp_avg [5, 2] in the file, expected [3, 2]",
+        "state mismatch: linear2.weight: needs exp_avg_sq, found step, exp_avg in the file",
+        "differs: group 0.lr: 0.5 in the file, 0.1 requested, which stays",
+    ]
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert all(same(after["state"][index], before["state"][index]) for index in range(4))
 
 
 def test_rows_added_since_are_a_shape_mismatch_of_that_parameter_alone():
@@ -204,6 +229,18 @@ def test_hyperparameters_stay_as_requested_and_are_reported():
     assert "differs: opacity.lr: 0.025 in the file, 0.5 requested, which stays" in str(report)
 
 
+def test_options_of_groups_that_became_one_are_all_reported():
+    model = Model()
+    groups = TWO_GROUPS(model).param_groups
+    saved = torch.optim.Adam([groups[0] | {"lr": 0.2}, groups[1] | {"lr": 0.3}])
+    report = load_optimizer_state(ONE_GROUP(Model()), saved.state_dict())
+    assert report.hyperparameters == {
+        "all.lr": (0.2, 0.1),
+        "all.lr of linear2.weight": (0.3, 0.1),
+        "all.lr of linear2.bias": (0.3, 0.1),
+    }
+
+
 def test_a_rate_that_a_scheduler_changed_is_no_difference():
     saved = adam(Model())
     scheduler = torch.optim.lr_scheduler.ExponentialLR(saved, gamma=0.9)
@@ -217,6 +254,8 @@ def test_state_saved_before_the_first_step_makes_the_optimizer_fresh():
     optimizer = trained(Model())
     report = load_optimizer_state(optimizer, adam(Model()).state_dict())
     assert report.complete
+    assert report.fresh == report.matched == NAMES
+    assert f"without state in the file, so they begin anew: {', '.join(NAMES)}" in str(report)
     assert optimizer.state_dict()["state"] == {}
     train(optimizer, 1)
 
@@ -227,7 +266,8 @@ def test_a_frozen_group_that_was_never_stepped_loads_and_trains_on():
     train(saved, 3)
     other = GaussianModel(3)
     optimizer = build_optimizer("adam", gaussian_groups(other))
-    assert load_optimizer_state(optimizer, saved.state_dict()).complete
+    report = load_optimizer_state(optimizer, saved.state_dict())
+    assert (report.complete, report.fresh) == (True, ["xyz"])
     train(optimizer, 1)
     assert optimizer.state[other.xyz]["step"] == 1
     assert optimizer.state[other.opacity]["step"] == 4
@@ -263,6 +303,26 @@ def test_what_is_loaded_does_not_share_memory_with_the_file():
     load_optimizer_state(optimizer, state_dict)
     train(optimizer, 1)
     assert torch.equal(state_dict["state"][0]["exp_avg"], before)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are copied."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (torch.ops.aten.clone, torch.ops.aten._to_copy)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, 3 * 4), (torch.float64, 3 * 4)])
+def test_each_tensor_is_copied_once(dtype, expected):
+    """Whether types differ or not: 3 entries of each of the 4 parameters."""
+    state_dict = trained(Model()).state_dict()
+    optimizer = adam(Model().to(dtype))
+    with Copies() as copies:
+        load_optimizer_state(optimizer, state_dict)
+    assert copies.count == expected
 
 
 BAD_LOADS = {
@@ -302,8 +362,9 @@ def test_names_that_do_not_fit(case):
         load_optimizer_state(load(Model()), save(Model()).state_dict(), names=names)
 
 
-def test_something_else_than_a_state_dict():
-    with pytest.raises(
-        ValueError, match=r"found the keys \['model'\]; give the result of Optimizer.state_dict"
-    ):
-        load_optimizer_state(adam(Model()), {"model": 1})
+@pytest.mark.parametrize(
+    ("given", "found"), [({"model": 1, 2: 3}, r"the keys \['model', '2'\]"), ([], "list"), (None, "NoneType")]
+)
+def test_something_else_than_a_state_dict(given, found):
+    with pytest.raises(ValueError, match=f"found {found}; give the result of Optimizer.state_dict"):
+        load_optimizer_state(adam(Model()), given)

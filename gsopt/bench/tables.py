@@ -7,20 +7,9 @@ from gsopt.bench.machine import COPY_BYTES, MATMUL_SIDE
 from gsopt.bench.measure import Case
 from gsopt.bench.model import LANES
 from gsopt.bench.studies import Growth
+from gsopt.text import table
 
 NONE = "-"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell; the first is aligned to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
 
 
 def number(value: float | None, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:

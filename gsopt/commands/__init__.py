@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "PSNR, SSIM and L1 of a run or a PLY, with pictures",
     "render": "the test views of a run or a PLY as PNG",
     "freeze_sweep": "a grid of runs: what freezing costs and brings, as table and picture",
+    "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
     "bench": "how long a training step takes, stage by stage",
 }
 

@@ -29,6 +29,9 @@ _HOW_NOT_WHAT = {
     "differentiable",
 }
 _ABSENT = "absent"
+_PRIMES = (2, 3, 5, 7, 11, 13)  # sizes of a trial parameter, each axis its own
+_FULL_FROM_THE_START = torch.optim.Adagrad  # cannot step without state; others make theirs in the first step
+_NO_TRIAL = ("SparseAdam",)  # does not step with a dense gradient
 
 
 @dataclass
@@ -36,7 +39,9 @@ class LoadReport:
     """What :func:`load_optimizer_state` did; `str()` of it is for people.
 
     Args:
-        matched: parameters whose state was loaded; for one without state in the file, that it has none yet.
+        matched: parameters that both sides have and whose state is now the file's.
+        fresh: those of `matched` for which the file has no state, as before the first step or while frozen;
+            they have none now, and begin anew.
         missing: parameters of the optimizer that the file does not have; their state is as before.
         unexpected: parameters of the file that the optimizer does not have.
         shape_mismatch: name to what differs; their state is as before.
@@ -44,9 +49,11 @@ class LoadReport:
             optimizer saved it; their state is as before.
         unused: name to entries of the file that this optimizer has no use for.
         hyperparameters: "group.option" to (saved, requested) where they differ. The requested one stays.
+            Where the file has several, the others are under "group.option of parameter".
     """
 
     matched: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     shape_mismatch: dict[str, str] = field(default_factory=dict)
@@ -61,6 +68,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"matched: {', '.join(self.matched) or 'none'}"]
+        if self.fresh:
+            lines.append(f"without state in the file, so they begin anew: {', '.join(self.fresh)}")
         if self.missing:
             lines.append(f"missing in the file: {', '.join(self.missing)}")
         if self.unexpected:
@@ -85,8 +94,9 @@ def load_optimizer_state(
 
     The names are those torch keeps when an optimizer is built from named parameters (`param_names`, torch
     2.6 and later); failing that `names`; failing that the groups' names where each group has one
-    parameter. State is copied where name and shapes agree. Hyper-parameters stay as the optimizer has
-    them, and the report says where the file has others.
+    parameter. State is copied where name and shapes agree, once: what is loaded shares no memory with
+    `state_dict`. Hyper-parameters stay as the optimizer has them, and the report says where the file has
+    others.
 
     Args:
         optimizer: of any module.
@@ -100,9 +110,11 @@ def load_optimizer_state(
         What was matched and what differs.
 
     Raises:
-        ValueError: a side has no names, `names` does not fit, or, with `strict`, anything is missing,
-            unexpected or of another shape; the message is the report. Then nothing is changed.
+        ValueError: a side has no names, `names` does not fit, the optimizer is an LBFGS, whose one state is
+            of all parameters together, or, with `strict`, anything is missing, unexpected or of another
+            shape; the message is the report. Then nothing is changed.
     """
+    _refuse_lbfgs(optimizer)
     own_dict = optimizer.state_dict()
     saved, own = _both_sides(state_dict, own_dict, names)
     parameters = dict(zip(own, tensors_of(optimizer.param_groups), strict=True))
@@ -114,16 +126,17 @@ def load_optimizer_state(
             continue
         group = optimizer.param_groups[position]
         saved_index, saved_position = saved[name]
-        _compare_options(report, state_dict["param_groups"][saved_position], group, position)
-        found = state_dict["state"].get(saved_index)
+        _compare_options(report, name, state_dict["param_groups"][saved_position], group, position)
+        found = state_dict["state"].get(saved_index, {})
         expected = _expected_state(optimizer, group, parameters[name])
-        if not found:  # saved before its first step, or frozen since then
+        if not found and not isinstance(optimizer, _FULL_FROM_THE_START):
             report.matched.append(name)
+            report.fresh.append(name)
             state.pop(index, None)
-        elif _fits(report, name, found, expected):
+        elif _fits(report, name, parameters[name], found, expected):
             report.matched.append(name)
             state[index] = {
-                key: value.clone() if isinstance(value, Tensor) else deepcopy(value)
+                key: value if isinstance(value, Tensor) else deepcopy(value)
                 for key, value in found.items()
                 if expected is None or key in expected
             }
@@ -132,7 +145,24 @@ def load_optimizer_state(
     groups = optimizer.param_groups
     optimizer.load_state_dict({"state": state, "param_groups": own_dict["param_groups"]})
     optimizer.param_groups = groups  # instead of torch's copies, as others may hold these dicts
+    for name in report.matched:
+        _part_from(state_dict["state"].get(saved[name][0], {}), optimizer.state.get(parameters[name], {}))
     return report
+
+
+def _refuse_lbfgs(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS has one state for all parameters together, so none can be matched by name; "
+            "use its own load_state_dict, with the parameters in the order in which they were saved"
+        )
+
+
+def _part_from(found: Mapping[str, Any], loaded: dict[str, Any]) -> None:
+    """Copy the tensors of the file that torch took as they were, as it does unless device or type differ."""
+    for key, value in loaded.items():
+        if isinstance(value, Tensor) and value is found.get(key):
+            loaded[key] = value.clone()
 
 
 _Side = dict[str, tuple[int, int]]  # name -> index into "state", position of the group in "param_groups"
@@ -142,9 +172,10 @@ def _both_sides(
     saved: Mapping[str, Any], own: Mapping[str, Any], names: Sequence[str] | Mapping[str, str] | None
 ) -> tuple[_Side, _Side]:
     """Parameters of the file and of the optimizer by name."""
-    if not {"state", "param_groups"} <= set(saved):
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+        found = f"the keys {[*map(str, saved)]}" if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
-            f"optimizer state: expected a dict with state and param_groups, found the keys {sorted(saved)}; "
+            f"optimizer state: expected a dict with state and param_groups, found {found}; "
             "give the result of Optimizer.state_dict()"
         )
     saved_names, own_names = _stored_names(saved), _stored_names(own)
@@ -174,8 +205,8 @@ def _stored_names(state_dict: Mapping[str, Any]) -> list[str] | None:
     groups = state_dict["param_groups"]
     if all("param_names" in group for group in groups):
         return [name for group in groups for name in group["param_names"]]
-    if all("name" in group and len(group["params"]) == 1 for group in groups):
-        return [group["name"] for group in groups]
+    if all("name" in group and len(group["params"]) <= 1 for group in groups):
+        return [group["name"] for group in groups if group["params"]]
     return None
 
 
@@ -190,14 +221,22 @@ def _by_name(state_dict: Mapping[str, Any], names: list[str], side: str) -> _Sid
     return dict(zip(names, places, strict=True))
 
 
-def _compare_options(report: LoadReport, saved: dict[str, Any], own: dict[str, Any], position: int) -> None:
-    """Note options of a group that differ, with the learning rate before its schedule where that is known."""
+def _compare_options(
+    report: LoadReport, name: str, saved: dict[str, Any], own: dict[str, Any], position: int
+) -> None:
+    """Note options that differ in the groups of a parameter; of learning rates those before the schedule.
+
+    A second value of the same option, where parameters of several saved groups came into one, is noted under
+    the parameter.
+    """
     label = own.get("name", f"group {position}")
     for key in sorted({*saved, *own} - _HOW_NOT_WHAT):
         start = "initial_lr" if key == "lr" else key
         theirs, ours = (_plain(group.get(start, group.get(key, _ABSENT))) for group in (saved, own))
         if theirs != ours:
-            report.hyperparameters.setdefault(f"{label}.{key}", (theirs, ours))
+            noted = report.hyperparameters.setdefault(f"{label}.{key}", (theirs, ours))
+            if noted != (theirs, ours):
+                report.hyperparameters[f"{label}.{key} of {name}"] = (theirs, ours)
 
 
 def _plain(value: Any) -> Any:
@@ -210,15 +249,23 @@ def _plain(value: Any) -> Any:
 def _fits(
     report: LoadReport,
     name: str,
+    parameter: Tensor,
     found: Mapping[str, Any],
     expected: dict[str, tuple[int, ...] | None] | None,
 ) -> bool:
     """Whether the saved entries are those the optimizer keeps for a parameter of this shape."""
     if expected is None:
-        return True
+        odd = {key: value.shape for key, value in found.items() if _has_other_sizes(value, parameter)}
+        for key, shape in odd.items():
+            report.shape_mismatch[name] = (
+                f"{key} {list(shape)} in the file, parameter {list(parameter.shape)}"
+            )
+        return not odd
     lacking = [key for key in expected if key not in found]
     if lacking:
-        report.state_mismatch[name] = f"needs {', '.join(lacking)}, found {', '.join(found)} in the file"
+        report.state_mismatch[name] = (
+            f"needs {', '.join(lacking)}, found {', '.join(found) or 'none'} in the file"
+        )
         return False
     for key, shape in expected.items():
         value = found[key]
@@ -231,6 +278,12 @@ def _fits(
     return True
 
 
+def _has_other_sizes(value: Any, parameter: Tensor) -> bool:
+    """Whether an entry with as many axes as the parameter is of sizes that the parameter does not have."""
+    is_like = isinstance(value, Tensor) and value.dim() == parameter.dim()
+    return is_like and not set(value.shape) <= {1, *parameter.shape}
+
+
 def _expected_state(
     optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor
 ) -> dict[str, tuple[int, ...] | None] | None:
@@ -238,12 +291,13 @@ def _expected_state(
 
     An optimizer makes its state in its first step. So if it has none yet, one of its kind takes a step on
     a tiny parameter of other sizes, each axis of its own, from which the shapes follow. An optimizer from
-    outside torch may need more for a step than that; what the file has for it is trusted.
+    outside torch may need more for a step than that; what the file has for it is taken if its sizes can be
+    the parameter's.
     """
     if optimizer.state.get(parameter):
         made, sizes = optimizer.state[parameter], {}
-    elif type(optimizer).__module__.startswith(("torch.optim.", "gsopt.optim.")):
-        primes = (2, 3, 5, 7, 11, 13)[: parameter.dim()]
+    elif _can_try(optimizer, parameter):
+        primes = _PRIMES[: parameter.dim()]
         sizes = dict(zip(primes, parameter.shape, strict=True))
         trial = torch.zeros(primes, dtype=parameter.dtype, device=parameter.device)
         trial.grad = torch.zeros_like(trial)
@@ -258,3 +312,9 @@ def _expected_state(
         key: tuple(sizes.get(size, size) for size in value.shape) if isinstance(value, Tensor) else None
         for key, value in made.items()
     }
+
+
+def _can_try(optimizer: Optimizer, parameter: Tensor) -> bool:
+    kind = type(optimizer)
+    is_known = kind.__module__.startswith(("torch.optim.", "gsopt.optim.")) and kind.__name__ not in _NO_TRIAL
+    return is_known and parameter.dim() <= len(_PRIMES)
