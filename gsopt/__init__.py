@@ -3,16 +3,22 @@
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
+from gsopt.exposure import Exposure
 from gsopt.groups import GroupSpec, build_groups, build_scheduler, freeze, gaussian_specs, unfreeze
+from gsopt.joint import Joint
 from gsopt.model import GaussianModel
 from gsopt.optim import build_optimizer, load_optimizer_state
+from gsopt.poses import PoseRefiner
 from gsopt.render import rasterization
 from gsopt.trainer import Trainer
 
 __all__ = [
+    "Exposure",
     "GaussianModel",
     "GroupSpec",
     "InputError",
+    "Joint",
+    "PoseRefiner",
     "TrainConfig",
     "Trainer",
     "build_groups",

@@ -21,6 +21,7 @@ from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
 from gsopt.group_options import FIRST_LOOK, Groups, check_groups, group_specs
 from gsopt.groups import GroupSpec
+from gsopt.joint_options import joint_specs, present_groups, still_groups
 from gsopt.model import GaussianModel
 from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
@@ -85,6 +86,15 @@ class TrainConfig:
     fit_rates: bool = True
     """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
     groups: Groups = field(default_factory=Groups)
+    # what is trained beside the model
+    optimize_poses: bool = False
+    """Refine the pose of each training camera."""
+    exposure: bool = False
+    """Learn an affine map of the colours of each training photo."""
+    background_model: Path | None = None
+    """Splat PLY of a second model that is rendered together with the first; frozen, and not densified."""
+    background_model_trainable: bool = False
+    """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
     strategy: Literal["default", "none"] = "default"
     """Densification: the original clone, split and prune; or none."""
@@ -104,7 +114,7 @@ class TrainConfig:
     """No progress line."""
 
     def __post_init__(self) -> None:
-        for name in ("scene", "output", "resume", "init"):
+        for name in ("scene", "output", "resume", "init", "background_model"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else Path(value))
         for name in ("freeze", "exclude", "test_iterations", "save_iterations"):
@@ -154,7 +164,9 @@ class TrainConfig:
             raise InputError(f"--sh-degree {self.sh_degree}: expected 0, 1, 2 or 3")
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"--ssim-weight {self.ssim_weight}: expected 0 to 1")
-        check_groups(self.groups, self.freeze, self.exclude)
+        if self.background_model_trainable and not self.background_model:
+            raise InputError("--background-model-trainable: there is none; give --background-model PLY")
+        check_groups(self.groups, self.freeze, self.exclude, present_groups(self), still_groups(self))
 
     def resolved(self, device_type: str) -> "TrainConfig":
         """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""
@@ -170,6 +182,7 @@ class TrainConfig:
             output=self.resume or self.output,
             scene=self.scene and self.scene.absolute(),
             init=self.init and self.init.absolute(),
+            background_model=self.background_model and self.background_model.absolute(),
         )
 
     def check_resume(self, old: "TrainConfig") -> None:
@@ -220,7 +233,7 @@ class TrainConfig:
 
     def specs(self, extent: float) -> dict[str, GroupSpec]:
         """The group table: the original's, with what these settings change."""
-        return group_specs(
+        specs = group_specs(
             self.groups,
             extent,
             self.schedule_iterations or self.iterations,
@@ -228,6 +241,7 @@ class TrainConfig:
             exclude=self.exclude,
             fit_rates=self.fit_rates,
         )
+        return specs | joint_specs(self, extent)
 
     def make_strategy(self, extent: float) -> Strategy:
         """A fresh strategy for a scene of this extent."""
@@ -263,6 +277,10 @@ FIXED = {  # what cannot change in a run, and why
     "test-every": "its test views must stay unseen",
     "sh-degree": "its harmonics are in the checkpoint",
     "seed": "its random choices have begun",
+    "optimize-poses": "what it trains beside the model is settled",
+    "exposure": "what it trains beside the model is settled",
+    "background-model": "it has one or none in its checkpoints",
+    "background-model-trainable": "its background is saved accordingly",
 }
 
 

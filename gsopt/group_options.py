@@ -29,8 +29,8 @@ class GroupOptions:
 
 
 @dataclass
-class Groups:
-    """One entry for each attribute of the model."""
+class ModelGroups:
+    """One entry for each attribute of a model."""
 
     xyz: GroupOptions = field(default_factory=GroupOptions)
     feature_dc: GroupOptions = field(default_factory=GroupOptions)
@@ -40,25 +40,52 @@ class Groups:
     opacity: GroupOptions = field(default_factory=GroupOptions)
 
 
-def check_groups(groups: Groups, freeze: Sequence[str], exclude: Sequence[str]) -> None:
-    """Raise InputError, naming the flag, for values that cannot be used."""
-    for name in ATTRIBUTES:
+@dataclass
+class Groups(ModelGroups):
+    """One entry for each attribute of the model, and for what is trained beside it."""
+
+    poses: GroupOptions = field(default_factory=GroupOptions)
+    exposure: GroupOptions = field(default_factory=GroupOptions)
+    background: ModelGroups = field(default_factory=ModelGroups)
+
+
+def check_groups(
+    groups: Groups,
+    freeze: Sequence[str],
+    exclude: Sequence[str],
+    present: Sequence[str] = ATTRIBUTES,
+    still: Sequence[str] = (),
+) -> None:
+    """Raise InputError, naming the flag, for values that cannot be used.
+
+    Args:
+        groups, freeze, exclude: as on the command line.
+        present: names of the groups that the run has.
+        still: those of them that are frozen anyway.
+    """
+    for name, given in named_options(groups).items():
         for option in ("lr", "weight_decay"):
-            value = getattr(getattr(groups, name), option)
+            value = getattr(given, option)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 flag = f"--groups.{name}.{option}".replace("_", "-")
                 raise InputError(f"{flag} {value:g}: expected 0 or more")
     for flag, attributes in (("--freeze", freeze), ("--exclude", exclude)):
         for attribute in attributes:
-            _check_attribute(flag, attribute)
-    if {attribute_name(text) for text in (*freeze, *exclude)} >= set(ATTRIBUTES):
+            _check_attribute(flag, attribute, present)
+    if {*still, *(attribute_name(text) for text in (*freeze, *exclude))} >= set(present):
         raise InputError(
             "--freeze, --exclude: that is every attribute, so there is nothing to train; leave one out"
         )
 
 
+def named_options(groups: Groups) -> dict[str, GroupOptions]:
+    """The options of each group by its name: "xyz", "poses", "background.xyz"."""
+    own = {name: getattr(groups, name) for name in (*ATTRIBUTES, "poses", "exposure")}
+    return own | {f"background.{name}": getattr(groups.background, name) for name in ATTRIBUTES}
+
+
 def group_specs(
-    groups: Groups,
+    groups: ModelGroups,
     extent: float,
     iterations: int,
     *,
@@ -82,14 +109,21 @@ def group_specs(
         changes: dict[str, Any] = {"frozen": name in frozen, "optimize": name not in excluded}
         if fit_rates:
             changes["lr"] = specs[name].lr * fitted_rate(name, iterations)
-        if given.lr is not None:
-            changes["lr"] = given.lr * (extent if name == "xyz" else 1.0)
-        if given.weight_decay is not None:
-            changes["weight_decay"] = given.weight_decay
-        if given.schedule is not None:
-            changes["schedule"] = parse_schedule(given.schedule, iterations)
+        changes |= given_changes(given, iterations, unit=extent if name == "xyz" else 1.0)
         specs[name] = dataclasses.replace(specs[name], **changes)
     return specs
+
+
+def given_changes(given: GroupOptions, iterations: int, unit: float = 1.0) -> dict[str, Any]:
+    """Fields of a `GroupSpec` that options state. `unit`: of the learning rate."""
+    changes: dict[str, Any] = {}
+    if given.lr is not None:
+        changes["lr"] = given.lr * unit
+    if given.weight_decay is not None:
+        changes["weight_decay"] = given.weight_decay
+    if given.schedule is not None:
+        changes["schedule"] = parse_schedule(given.schedule, iterations)
+    return changes
 
 
 def fitted_rate(attribute: str, iterations: int) -> float:
@@ -108,9 +142,9 @@ def attribute_name(text: str) -> str:
     return text.replace("-", "_")
 
 
-def _check_attribute(flag: str, text: str) -> None:
+def _check_attribute(flag: str, text: str, present: Sequence[str]) -> None:
     name, window, _ = text.partition("@")
-    if attribute_name(name) not in ATTRIBUTES:
-        raise InputError(f"{flag} {text}: no attribute is called {name!r}; there are {', '.join(ATTRIBUTES)}")
+    if attribute_name(name) not in present:
+        raise InputError(f"{flag} {text}: no attribute is called {name!r}; there are {', '.join(present)}")
     if window:
         raise InputError(f"{flag} {text}: a window of steps is not supported; give {name} for the whole run")

@@ -31,6 +31,8 @@ HOUSE = {
     "datasets": {"cameras", "geometry"},
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets"},
+    "poses": set(),
+    "exposure": {"runtime"},
     "groups": {"schedules"},
     "optim": {"native"},
     "strategy": {"surgery", "geometry", "schedules"},
@@ -38,11 +40,13 @@ HOUSE = {
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules"}
-HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
+HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules"}
+HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options", "joint_options"}
+HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["trainer"] = BELOW | {"config", "recorder"}
+HOUSE["trainer"] = BELOW | {"config", "joint", "recorder"}
 HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
-HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "commands"}
+HOUSE["commands"] = BELOW | {"group_options", "config", "joint", "trainer", "bench", "commands"}
 HOUSE["__main__"] = {"commands"}
 
 

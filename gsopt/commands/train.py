@@ -30,11 +30,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
-    """Warn of settings of densification, other than those of `old`, where there is none."""
+    """Warn of settings, other than those of `old`, of what there is none of: densification, poses, ..."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
-    idle = [flag for flag in flags if flag == "--max-gaussians" or flag.startswith("--densify.")]
-    if config.strategy == "none" and idle:
-        warnings.warn(f"{', '.join(idle)}: without effect, because of --strategy none", stacklevel=2)
+    for reason, idle, prefixes in (
+        ("because of --strategy none", config.strategy == "none", ("--max-gaussians", "--densify.")),
+        ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
+        ("without --exposure", not config.exposure, ("--groups.exposure.",)),
+        (
+            "without --background-model-trainable",
+            not config.background_model_trainable,
+            ("--groups.background.",),
+        ),
+    ):
+        named = [flag for flag in flags if flag.startswith(prefixes)]
+        if idle and named:
+            warnings.warn(f"{', '.join(named)}: without effect, {reason}", stacklevel=2)
 
 
 def run(config: TrainConfig) -> Metrics:
@@ -77,10 +87,25 @@ def opening(trainer: Trainer) -> list[str]:
         f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
+        *(f"beside    {line}" for line in beside(trainer)),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         f"run       {trainer.run.path}",
     ]
+
+
+def beside(trainer: Trainer) -> list[str]:
+    """What there is beside the model."""
+    config, views = trainer.config, len(trainer.scene.train)
+    lines = []
+    if config.optimize_poses:
+        lines.append(f"poses of {views} training cameras (--optimize-poses)")
+    if config.exposure:
+        lines.append(f"exposures of {views} training photos (--exposure)")
+    if (background := trainer.joint.background_model) is not None:
+        state = "trained" if config.background_model_trainable else "frozen"
+        lines.append(f"{background.num_gaussians:,} Gaussians of {config.background_model}, {state}")
+    return lines
 
 
 def raised_rates(config: TrainConfig) -> str:
