@@ -96,7 +96,7 @@ class Joint:
         sh_degree: int | None = None,
         **options: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The image [H, W, 3] of everything over `background` [3], and the info about the rows of the model alone.
+        """The image [H, W, 3] of everything over `background` [3], and the info of the model's own rows.
 
         Args:
             camera: as given in the scene.
