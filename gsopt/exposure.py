@@ -15,30 +15,36 @@ class Exposure(nn.Module):
 
     The map and its convention (a row vector times the left part) are those of the original 3DGS's exposure
     compensation (Kerbl et al. 2024, "A Hierarchical 3D Gaussian Representation"). At first every M is the
-    identity. The parameter is what M differs from it, so that weight decay pulls to the identity.
+    identity, and their mean always is: else the scene as a whole could become brighter and all M darker, and
+    pictures without an exposure, as of test views, would be off. Weight decay pulls to the identity.
 
     Args:
         num_views: number V of training views, at least 1.
+        centred: False leaves the mean free, as the original does.
         device: of the parameter.
 
     | parameter | shape | |
     |---|---|---|
-    | `delta` | [V, 3, 4] | M less the identity |
+    | `delta` | [V, 3, 4] | M less the identity; if centred, up to a constant |
 
     Raises:
         ValueError: `num_views` is out of range.
     """
 
-    def __init__(self, num_views: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, num_views: int, centred: bool = True, device: torch.device | str | None = None
+    ) -> None:
         super().__init__()
         if num_views < 1:
             raise ValueError(f"num_views: expected 1 or more, found {num_views}")
+        self.centred = centred
         self.delta = nn.Parameter(torch.zeros(num_views, 3, 4, device=device))
 
     @property
     def matrices(self) -> Tensor:
         """The maps M. [V, 3, 4]"""
-        return self.delta + torch.eye(3, 4, dtype=self.delta.dtype, device=self.delta.device)
+        delta = self.delta - self.delta.mean(0) if self.centred else self.delta
+        return delta + torch.eye(3, 4, dtype=delta.dtype, device=delta.device)
 
     def forward(self, image: Tensor, view: int) -> Tensor:
         """A rendered picture as the photo of training view `view` shows it. [H, W, 3] -> [H, W, 3]
@@ -58,7 +64,7 @@ class _Affine(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, matrix: Tensor) -> Tensor:
         ctx.save_for_backward(image, matrix)
         with _one_thread(image):
-            flat = torch.addmm(matrix[:, 3], image.reshape(-1, 3), matrix[:, :3])
+            flat = (image.reshape(-1, 3) @ matrix[:, :3].contiguous()).add_(matrix[:, 3])  # addmm takes twice
         return flat.view(image.shape)
 
     @staticmethod
@@ -69,7 +75,7 @@ class _Affine(torch.autograd.Function):
         v_image = v_matrix = None
         with _one_thread(image):
             if ctx.needs_input_grad[0]:
-                v_image = (flat @ matrix[:, :3].T).view(image.shape)
+                v_image = (flat @ matrix[:, :3].T.contiguous()).view(image.shape)
             if ctx.needs_input_grad[1]:
                 v_matrix = torch.cat([image.reshape(-1, 3).T @ flat, flat.sum(0)[:, None]], dim=1)
         return v_image, v_matrix

@@ -181,6 +181,8 @@ class Joint:
         joint = cls.of_config(config, replace(scene, extent=1.0), model, read=True)
         if joint.poses is None and joint.exposure is None:
             return joint
+        if joint.exposure is not None:  # some of the views may be others by now: no mean over these
+            joint.exposure = Exposure(len(scene.train), centred=False, device=model.xyz.device)
         wanted = {"pose": joint.poses is not None, "exposure": joint.exposure is not None}
         saved = _read_views(ply.with_name(VIEWS_FILE), [key for key in wanted if wanted[key]])
         for number, view in enumerate(scene.train):

@@ -19,7 +19,7 @@ def test_at_first_colours_stay_as_they_are():
 
 def test_the_map_is_a_row_vector_times_the_matrix_and_an_offset():
     """The convention of `exposure.json` of the original."""
-    exposure = Exposure(2)
+    exposure = Exposure(2, centred=False)
     with torch.no_grad():
         exposure.delta[1] = torch.tensor([[1.0, 5, 0, 0.1], [0, 0, 0, 0.2], [0, 0, -0.5, 0.3]])
     (found,) = exposure(torch.tensor([[[0.1, 0.2, 0.4]]]), 1)
@@ -38,16 +38,28 @@ def test_its_gradient_is_right():
     assert torch.autograd.gradcheck(render, (given, exposure.delta))
 
 
-def test_only_the_view_that_was_seen_gets_a_gradient():
-    exposure = Exposure(3)
+@pytest.mark.parametrize(("centred", "others"), [(True, True), (False, False)])
+def test_which_views_a_picture_moves(centred, others):
+    """The view it is of; and the others the opposite way, where the mean stays the identity."""
+    exposure = Exposure(3, centred)
     exposure(image(), 1).sum().backward()
-    assert [bool(row.any()) for row in exposure.delta.grad] == [False, True, False]
+    first, seen, last = exposure.delta.grad
+    assert seen.any()
+    assert bool(first.any()) == bool(last.any()) == others
+    assert torch.allclose(first + seen + last, torch.zeros(3, 4), atol=1e-5) == centred
+
+
+def test_the_mean_over_the_views_is_the_identity():
+    exposure = Exposure(5)
+    with torch.no_grad():
+        exposure.delta.normal_(generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(exposure.matrices.mean(0), torch.eye(3, 4))
 
 
 def test_the_bits_of_its_gradient_do_not_depend_on_the_number_of_threads():
     found = []
     for threads in (1, 2, 3):
-        exposure, picture = Exposure(1), image(301, 403).requires_grad_()
+        exposure, picture = Exposure(1, centred=False), image(301, 403).requires_grad_()
         with torch_threads(threads):
             (exposure(picture, 0) * image(301, 403)).mean().backward()
         found.append((exposure.delta.grad, picture.grad))
@@ -73,7 +85,7 @@ def test_gain_and_offset_of_each_photo_are_learnt():
 
 
 def test_weight_decay_pulls_to_the_identity():
-    exposure = Exposure(1)
+    exposure = Exposure(1, centred=False)
     with torch.no_grad():
         exposure.delta.fill_(0.5)
     exposure.delta.grad = torch.zeros_like(exposure.delta)

@@ -320,7 +320,7 @@ def test_a_term_of_the_loss_may_use_the_projected_centres():
 
 
 def test_pose_and_exposure_apply_to_the_training_view_they_belong_to():
-    model, poses, exposure = blobs(20, 1, seed=0), PoseRefiner(3), Exposure(3)
+    model, poses, exposure = blobs(20, 1, seed=0), PoseRefiner(3), Exposure(3, centred=False)
     with torch.no_grad():
         poses.delta[1, 3] = 0.2
         exposure.delta[2, :, 3] = 0.1
@@ -345,7 +345,7 @@ def test_one_optimizer_trains_object_background_poses_and_exposure():
     """The example of docs/joint.md: every part of it learns."""
     true = joined(blobs(20, 0, seed=0), blobs(20, 0, seed=1))
     with torch.no_grad():
-        photos = [0.8 * render_view(true, CAMERA, GREY)[0] for _ in range(2)]
+        photos = [gain * render_view(true, CAMERA, GREY)[0] for gain in (0.8, 1.2)]
     a, b = blobs(20, 0, seed=0), blobs(20, 0, seed=1)
     refiner, exposure = PoseRefiner(2), Exposure(2)
     with torch.no_grad():
@@ -368,4 +368,4 @@ def test_one_optimizer_trains_object_background_poses_and_exposure():
         losses.append(loss.item())
     assert sum(losses[-4:]) < 0.4 * sum(losses[:4])
     assert refiner.delta[0, 3].abs() < 0.03
-    assert exposure.matrices[:, 0, 0].max() < 1
+    assert exposure.matrices[0].diagonal().mean() < 0.95
