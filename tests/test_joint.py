@@ -342,7 +342,7 @@ def test_a_joint_state_is_refused_by_other_models():
 
 
 def test_one_optimizer_trains_object_background_poses_and_exposure():
-    """The example of docs/joint.md: every part of it learns."""
+    """Every part of it learns."""
     true = joined(blobs(20, 0, seed=0), blobs(20, 0, seed=1))
     with torch.no_grad():
         photos = [gain * render_view(true, CAMERA, GREY)[0] for gain in (0.8, 1.2)]
@@ -369,3 +369,21 @@ def test_one_optimizer_trains_object_background_poses_and_exposure():
     assert sum(losses[-4:]) < 0.4 * sum(losses[:4])
     assert refiner.delta[0, 3].abs() < 0.03
     assert exposure.matrices[0].diagonal().mean() < 0.95
+
+
+def test_the_example_of_the_documentation(builtin_scene, tmp_path, monkeypatch):
+    """docs/joint.md, three steps of it."""
+    text = (builtin_scene.parents[1] / "docs" / "joint.md").read_text(encoding="utf-8")
+    program = text.split("```python\n")[1].split("```")[0]
+    for long, short in (("data/scene", str(builtin_scene)), ("range(1000)", "range(3)"), ("=320", "=64")):
+        assert long in program
+        program = program.replace(long, short)
+    blobs(5, 2, seed=0).save_ply(tmp_path / "room.ply")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(program, names)
+    groups = {group["name"]: group for group in names["opt"].param_groups}
+    assert list(groups)[:1] + list(groups)[-3:] == ["object.xyz", "background.opacity", "poses", "exposure"]
+    assert groups["background.xyz"]["frozen"]
+    assert names["refiner"].delta[:3].any(dim=1).all()
+    assert names["info"]["means2d"].shape == (1, names["a"].num_gaussians, 2)
