@@ -307,6 +307,24 @@ def test_without_retain_grad_there_is_no_gradient_to_be_found():
         assert info["means2d"].grad is None
 
 
+@pytest.mark.parametrize("frozen", [(), ("xyz", "scaling", "rotation")], ids=["trained", "frozen"])
+def test_a_hook_gets_the_gradient_of_the_models_own_rows(frozen):
+    """It may put it where `retain_grad` would have, without torch's copy."""
+
+    def gradient(ask) -> torch.Tensor:
+        a, b = blobs(20, 1, 0), blobs(9, 1, 1).requires_grad_(False)
+        for name in frozen:
+            getattr(a, name).requires_grad_(False)
+        image, info = Joint(a, background_model=b).render(CAMERA, GREY)
+        ask(info["means2d"])
+        image.square().sum().backward()
+        return info["means2d"].grad
+
+    found = gradient(lambda means2d: means2d.register_hook(lambda value: setattr(means2d, "grad", value)))
+    assert found.shape == (1, 20, 2)
+    assert torch.equal(found, gradient(lambda means2d: means2d.retain_grad()))
+
+
 def test_a_term_of_the_loss_may_use_the_projected_centres():
     a = blobs(20, 1, seed=0)
     image, info = Joint(a, background_model=blobs(9, 1, seed=1)).render(CAMERA, GREY)

@@ -1,6 +1,6 @@
 """The part of `info` that is about the first rows, where several models were rendered as one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ _SHARED = ("tile_width", "tile_height", "width", "height", "tile_size", "n_batch
 def first_rows(info: Mapping[str, Any], count: int) -> RenderInfo:
     """The info of a rasterization with ``packed=False`` as if it had been of its first `count` rows only.
 
-    `retain_grad`, `grad` and `absgrad` of `info["means2d"]` work as they do on the whole: it is the whole
-    tensor that is asked for its gradient. Lists of tiles are those of the first rows alone.
+    `retain_grad`, hooks, `grad` and `absgrad` of `info["means2d"]` work as they do on the whole: it is that
+    which is asked for its gradient. Lists of tiles are those of the first rows alone.
     """
     rows: dict[str, Any] = {name: info[name][:, :count] for name in _PER_ROW}
     return RenderInfo(
@@ -40,6 +40,7 @@ class FirstRows(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
     whole: Tensor
     count: int
+    kept: Tensor | None = None  # the gradient, where somebody else, such as a hook, has put it
 
     @classmethod
     def of(cls, whole: Tensor, count: int) -> "FirstRows":
@@ -52,10 +53,25 @@ class FirstRows(Tensor):
         """Ask for the gradient, before the backward pass."""
         self.whole.retain_grad()
 
+    def register_hook(self, hook: Callable[[Tensor], object]) -> Any:
+        """Call `hook` with the gradient [C, count, 2]; what it returns is not used."""
+        count = self.count
+
+        def on_whole(gradient: Tensor) -> None:
+            hook(gradient[:, :count])
+
+        return self.whole.register_hook(on_whole)
+
     @property
     def grad(self) -> Tensor | None:
         """[C, count, 2], None where nobody asked for it."""
-        return None if self.whole.grad is None else self.whole.grad[:, : self.count]
+        if self.kept is not None or self.whole.grad is None:
+            return self.kept
+        return self.whole.grad[:, : self.count]
+
+    @grad.setter
+    def grad(self, gradient: Tensor | None) -> None:
+        self.kept = gradient
 
     @property
     def absgrad(self) -> Tensor:
