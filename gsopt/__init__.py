@@ -3,6 +3,7 @@
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
+from gsopt.exposure import Exposure
 from gsopt.freeze_windows import FreezeWindow
 from gsopt.groups import (
     GroupSpec,
@@ -13,18 +14,23 @@ from gsopt.groups import (
     gaussian_specs,
     unfreeze,
 )
+from gsopt.joint import Joint
 from gsopt.locks import hold_locked, lock, unlock
 from gsopt.model import GaussianModel
 from gsopt.optim import build_optimizer, load_optimizer_state
+from gsopt.poses import PoseRefiner
 from gsopt.render import rasterization
 from gsopt.schedule_text import parse_schedule
 from gsopt.trainer import Trainer
 
 __all__ = [
+    "Exposure",
     "FreezeWindow",
     "GaussianModel",
     "GroupSpec",
     "InputError",
+    "Joint",
+    "PoseRefiner",
     "TrainConfig",
     "Trainer",
     "apply_freezes",

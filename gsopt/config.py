@@ -19,8 +19,17 @@ from torch import Tensor
 from gsopt.datasets import Scene, load_scene
 from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
-from gsopt.group_options import FIRST_LOOK, Groups, check_groups, group_specs
+from gsopt.freeze_windows import parse_freezes
+from gsopt.group_options import (
+    FIRST_LOOK,
+    Groups,
+    attribute_name,
+    check_freezes,
+    check_groups,
+    group_specs,
+)
 from gsopt.groups import GroupSpec
+from gsopt.joint_options import joint_specs, present_groups, still_groups
 from gsopt.locks import check_attributes
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.regions import parse_region
@@ -94,6 +103,15 @@ class TrainConfig:
     fit_rates: bool = True
     """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
     groups: Groups = field(default_factory=Groups)
+    # what is trained beside the model
+    optimize_poses: bool = False
+    """Refine the pose of each training camera."""
+    exposure: bool = False
+    """Learn an affine map of the colours of each training photo."""
+    background_model: Path | None = None
+    """Splat PLY of a second model that is rendered together with the first; frozen, and not densified."""
+    background_model_trainable: bool = False
+    """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
     strategy: Literal["default", "none"] = "default"
     """Densification: the original clone, split and prune; or none."""
@@ -113,7 +131,7 @@ class TrainConfig:
     """No progress line."""
 
     def __post_init__(self) -> None:
-        for name in ("scene", "output", "resume", "init"):
+        for name in ("scene", "output", "resume", "init", "background_model"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else Path(value))
         for name in ("freeze", "exclude", "lock", "lock_attributes", "test_iterations", "save_iterations"):
@@ -166,12 +184,15 @@ class TrainConfig:
             raise InputError(f"--ssim-weight {self.ssim_weight}: expected 0 to 1")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise InputError(f"--weight-decay {self.weight_decay:g}: expected 0 or more")
-        check_groups(
-            self.groups,
+        if self.background_model_trainable and not self.background_model:
+            raise InputError("--background-model-trainable: there is none; give --background-model PLY")
+        check_groups(self.groups, self.schedule_iterations or self.iterations)
+        check_freezes(
             self.freeze,
             self.exclude,
-            iterations=self.iterations,
-            schedule_iterations=self.schedule_iterations or self.iterations,
+            self.iterations,
+            present=present_groups(self),
+            still=still_groups(self),
         )
         check_attributes("--lock-attributes", self.lock_attributes)
         for text in self.lock:
@@ -193,6 +214,7 @@ class TrainConfig:
             init=self.init and self.init.absolute(),
             lock=tuple(str(parse_region(text).absolute()) for text in self.lock),
             lock_attributes=check_attributes("--lock-attributes", self.lock_attributes),
+            background_model=self.background_model and self.background_model.absolute(),
         )
 
     def check_resume(self, old: "TrainConfig") -> None:
@@ -243,15 +265,16 @@ class TrainConfig:
 
     def specs(self, extent: float) -> dict[str, GroupSpec]:
         """The group table: the original's, with what these settings change."""
-        return group_specs(
+        own = group_specs(
             self.groups,
             extent,
             self.schedule_iterations or self.iterations,
-            freeze=self.freeze,
-            exclude=self.exclude,
+            windows=parse_freezes(self.freeze, present_groups(self)),
+            excluded=set(map(attribute_name, self.exclude)),
             weight_decay=self.weight_decay,
             fit_rates=self.fit_rates,
         )
+        return own | joint_specs(self, extent)
 
     def make_strategy(self, extent: float) -> Strategy:
         """A fresh strategy for a scene of this extent."""
@@ -287,6 +310,10 @@ FIXED = {  # what cannot change in a run, and why
     "test-every": "its test views must stay unseen",
     "sh-degree": "its harmonics are in the checkpoint",
     "seed": "its random choices have begun",
+    "optimize-poses": "what it trains beside the model is settled",
+    "exposure": "what it trains beside the model is settled",
+    "background-model": "it has one or none in its checkpoints",
+    "background-model-trainable": "its background is saved accordingly",
 }
 
 

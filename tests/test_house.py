@@ -38,20 +38,34 @@ HOUSE = {
     "groups": {"schedules", "freeze_windows"},
     "regions": {"datasets"},
     "locks": {"model", "regions", "surgery"},
+    "poses": set(),
+    "exposure": {"runtime"},
     "optim": {"native"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "option_text"}
-HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
+HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options", "joint_options"}
 HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "settings", "text"}
+HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
+HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["trainer"] = BELOW | {"config", "recorder"}
+HOUSE["trainer"] = BELOW | {"config", "group_options", "joint", "joint_options", "recorder"}
 HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {
-    *("group_options", "config", "trainer", "bench", "sweep", "inspection", "commands"),
+    *(
+        "group_options",
+        "joint_options",
+        "config",
+        "joint",
+        "trainer",
+        "bench",
+        "sweep",
+        "inspection",
+        "commands",
+    ),
 }
 HOUSE["__main__"] = {"commands"}
 

@@ -10,6 +10,7 @@ from gsopt.device import describe
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import FITTED_RATES, fitted_rate
+from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.rundir import RunFolder, read_json
@@ -33,13 +34,22 @@ def main(argv: Sequence[str]) -> None:
 
 
 def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
-    """Warn of settings, other than those of `old`, of densification or locks where there are none."""
+    """Warn of settings, other than those of `old`, of what there is none of: densification, poses, ..."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
-    idle = [flag for flag in flags if flag == "--max-gaussians" or flag.startswith("--densify.")]
-    if config.strategy == "none" and idle:
-        warnings.warn(f"{', '.join(idle)}: without effect, because of --strategy none", stacklevel=2)
-    if "--lock-attributes" in flags and not config.lock:
-        warnings.warn("--lock-attributes: without effect, because there is no --lock", stacklevel=2)
+    for reason, idle, prefixes in (
+        ("because of --strategy none", config.strategy == "none", ("--max-gaussians", "--densify.")),
+        ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
+        ("because there is no --lock", not config.lock, ("--lock-attributes",)),
+        ("without --exposure", not config.exposure, ("--groups.exposure.",)),
+        (
+            "without --background-model-trainable",
+            not config.background_model_trainable,
+            ("--groups.background.",),
+        ),
+    ):
+        named = [flag for flag in flags if flag.startswith(prefixes)]
+        if idle and named:
+            warnings.warn(f"{', '.join(named)}: without effect, {reason}", stacklevel=2)
 
 
 def run(config: TrainConfig) -> Metrics:
@@ -83,6 +93,7 @@ def opening(trainer: Trainer) -> list[str]:
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
+        *(f"beside    {line}" for line in beside(trainer)),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
@@ -92,7 +103,7 @@ def opening(trainer: Trainer) -> list[str]:
 
 def frozen_attributes(config: TrainConfig) -> str:
     """Which attributes are frozen in which iterations."""
-    windows = parse_freezes(config.freeze, ATTRIBUTES)
+    windows = parse_freezes(config.freeze, present_groups(config))
     return "; ".join(
         f"{name} {' and '.join(window.iterations for window in of_name)}" for name, of_name in windows.items()
     )
@@ -105,6 +116,20 @@ def what_is_locked(model: GaussianModel) -> str:
     names = locked_rows(model)
     some = "" if len(names) == len(ATTRIBUTES) else f" in {', '.join(names)}"
     return f"{int(model.locked.sum()):,} of {model.num_gaussians:,} Gaussians{some} (--lock)"
+
+
+def beside(trainer: Trainer) -> list[str]:
+    """What there is beside the model."""
+    config, views = trainer.config, len(trainer.scene.train)
+    lines = []
+    if config.optimize_poses:
+        lines.append(f"poses of {views} training cameras (--optimize-poses)")
+    if config.exposure:
+        lines.append(f"exposures of {views} training photos (--exposure)")
+    if (background := trainer.joint.background_model) is not None:
+        state = "trained" if config.background_model_trainable else "frozen"
+        lines.append(f"{background.num_gaussians:,} Gaussians of {config.background_model}, {state}")
+    return lines
 
 
 def raised_rates(config: TrainConfig) -> str:
