@@ -1,5 +1,6 @@
 """gsopt: 3D Gaussian splatting with every optimizer decision in the open, fast without a GPU."""
 
+from gsopt.batches import scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
@@ -23,5 +24,6 @@ __all__ = [
     "load_optimizer_state",
     "load_scene",
     "rasterization",
+    "scale_for_batch",
     "unfreeze",
 ]
