@@ -1,5 +1,6 @@
 """`gsopt train`: photos and points in, a trained splat out."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -30,11 +31,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
-    """Warn of settings of densification, other than those of `old`, where there is none."""
+    """Warn of settings, other than those of `old`, that what they are about does not use."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
     idle = [flag for flag in flags if flag == "--max-gaussians" or flag.startswith("--densify.")]
     if config.strategy == "none" and idle:
         warnings.warn(f"{', '.join(idle)}: without effect, because of --strategy none", stacklevel=2)
+    if config.views_per_step == 1 and "--scale-rates" in flags and config.scale_rates:
+        warnings.warn("--scale-rates: without effect, because a step has one view", stacklevel=2)
 
 
 def run(config: TrainConfig) -> Metrics:
@@ -78,9 +81,18 @@ def opening(trainer: Trainer) -> list[str]:
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
+        *([step_line(config)] if config.views_per_step > 1 else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         f"run       {trainer.run.path}",
     ]
+
+
+def step_line(config: TrainConfig) -> str:
+    """What a step of several views is made of."""
+    views = config.views_per_step
+    deal = f"--batch-size {config.batch_size} x --accumulate {config.accumulate}"
+    rates = f", all rates x{math.sqrt(views):.2f} (--scale-rates)" if config.scale_rates else ""
+    return f"step      of {views} views: {deal}{rates}"
 
 
 def raised_rates(config: TrainConfig) -> str:
