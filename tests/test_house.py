@@ -21,7 +21,7 @@ HOUSE = {
     "rundir": set(),
     "settings": set(),
     "pictures": set(),
-    "monitor": set(),
+    "monitor": {"pictures"},
     "device": set(),
     "native": set(),
     "losses": {"native"},
@@ -42,7 +42,7 @@ HOUSE["group_options"] = {"groups", "model", "schedules"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
 HOUSE["recorder"] = BELOW
 HOUSE["trainer"] = BELOW | {"config", "recorder"}
-HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
+HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["commands"] = BELOW | {"group_options", "config", "trainer", "bench", "commands"}
 HOUSE["__main__"] = {"commands"}
 
