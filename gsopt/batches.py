@@ -8,14 +8,12 @@ at, are those of its own loss. `average_gradients` then makes of the sum that of
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gsopt.groups import GroupSpec
-from gsopt.optim import optimizer_defaults
 
 
 @torch.no_grad()
@@ -39,44 +37,39 @@ def mean_terms(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([of_view[name] for of_view in terms]).mean() for name in terms[0]}
 
 
-def scale_for_batch(
-    specs: Mapping[str, GroupSpec], views: int, optimizer: str = "adam", **args: Any
-) -> dict[str, GroupSpec]:
-    """The specs for steps over the mean loss of `views` views, by the square-root rule of Adam.
+def scale_for_batch(optimizer: Optimizer, specs: Mapping[str, GroupSpec], views: int) -> dict[str, GroupSpec]:
+    """Fit an optimizer to steps by the mean loss of `views` views: the square-root rule of Adam.
 
-    Learning rates are multiplied by √views. Where the optimizer has betas, each becomes beta^views, so that
-    moments forget as fast as before, counted in views, and eps is divided by √views, as the noise of the
-    gradient is. After as many views as before, a parameter that noise drives has then gone as far. Source:
-    Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (2022). They, and
-    gsplat's simple_trainer, write 1 - views (1 - beta), the first-order form of beta^views, which is
-    negative from 11 views on for beta = 0.9; a power stays in [0, 1). Momentum and weight decay stay.
+    Learning rates are multiplied by √views. In groups with betas, each becomes beta^views, so that moments
+    forget as fast as before, counted in views, and eps is divided by √views, as is the gradient's noise.
+    After as many views as before, a parameter that noise drives has then gone as far. Source: Malladi et al.,
+    "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (2022). They, and gsplat's
+    simple_trainer, write 1 - views (1 - beta), the first order of beta^views, which for beta = 0.9 is 0 at
+    10 views and negative above; a power stays in [0, 1). Momentum and weight decay stay as they are.
+
+    Call it once, after building the optimizer and before :func:`gsopt.build_scheduler`, which gets the specs
+    returned:
+
+        opt = torch.optim.Adam(gsopt.build_groups(model, specs), lr=0.0, eps=1e-15)
+        sched = gsopt.build_scheduler(opt, gsopt.scale_for_batch(opt, specs, views=4))
 
     Args:
-        specs: group name to spec, made for one view a step.
-        views: in each step, 1 or more.
-        optimizer: name of the optimizer, as for `build_optimizer`: whose betas and eps are meant where a
-            spec has none among its options.
-        args: options for all groups that the optimizer will be built with, if they are not its defaults:
-            ``eps=1e-8``. The specs returned state betas and eps, so do not give these to it again.
+        optimizer: any; its groups are changed.
+        specs: those that its groups were built from.
+        views: in each step, 1 or more; rates are those for one.
 
     Returns:
-        New specs; those given where `views` is 1.
+        The specs with the rates scaled; those given are not changed.
 
     Raises:
         ValueError: `views` is not a whole number of 1 or more.
-        InputError: there is no such optimizer.
     """
     if not isinstance(views, int) or isinstance(views, bool) or views < 1:
         raise ValueError(f"views: expected a whole number of 1 or more, found {views!r}")
-    if views == 1:
-        return dict(specs)
-    defaults = optimizer_defaults(optimizer) | args
-    scaled = {}
-    for name, spec in specs.items():
-        options = defaults | dict(spec.options)
-        changed = dict(spec.options)
-        if "betas" in options:
-            changed["betas"] = tuple(float(beta) ** views for beta in options["betas"])
-            changed["eps"] = options["eps"] / math.sqrt(views)
-        scaled[name] = replace(spec, lr=spec.lr * math.sqrt(views), options=changed)
-    return scaled
+    root = math.sqrt(views)
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * root
+        if "betas" in group:
+            group["betas"] = tuple(beta**views for beta in group["betas"])
+            group["eps"] = group["eps"] / root
+    return {name: replace(spec, lr=spec.lr * root) for name, spec in specs.items()}

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gsopt.batches import scale_for_batch
 from gsopt.datasets import Scene, load_scene
 from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
@@ -232,7 +231,7 @@ class TrainConfig:
 
     def specs(self, extent: float) -> dict[str, GroupSpec]:
         """The group table: the original's, with what these settings change."""
-        specs = group_specs(
+        return group_specs(
             self.groups,
             extent,
             self.schedule_iterations or self.iterations,
@@ -240,7 +239,6 @@ class TrainConfig:
             exclude=self.exclude,
             fit_rates=self.fit_rates,
         )
-        return scale_for_batch(specs, self.views_per_step, self.optimizer) if self.scale_rates else specs
 
     def make_strategy(self, extent: float) -> Strategy:
         """A fresh strategy for a scene of this extent."""

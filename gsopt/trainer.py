@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gsopt import checkpoint, pictures
-from gsopt.batches import average_gradients, mean_terms
+from gsopt.batches import average_gradients, mean_terms, scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
@@ -230,7 +230,10 @@ class Trainer:
         native = self.device.type == "cpu" and self.config.backend == "auto"
         groups = build_groups(self.model, self.specs)
         self.optimizer = build_optimizer(self.config.optimizer, groups, native=native)
-        self.scheduler = build_scheduler(self.optimizer, self.specs)
+        specs = self.specs
+        if self.config.scale_rates:
+            specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)
+        self.scheduler = build_scheduler(self.optimizer, specs)
 
     def _view_background(self) -> Tensor:
         """[3] behind the Gaussians in the next view."""

@@ -33,7 +33,7 @@ HOUSE = {
     "model": {"geometry", "datasets"},
     "groups": {"schedules"},
     "optim": {"native"},
-    "batches": {"groups", "optim"},
+    "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }

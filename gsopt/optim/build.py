@@ -71,17 +71,6 @@ def build_optimizer(
         raise InputError(f"optimizer {name}: {error}; change the option") from error
 
 
-def optimizer_defaults(name: str) -> dict[str, Any]:
-    """Options of an optimizer with the values that :func:`build_optimizer` gives them by default.
-
-    Raises:
-        InputError: unknown name, or an optimizer that cannot train Gaussians.
-    """
-    parameters = inspect.signature(_optimizer_class(name)).parameters
-    options = {key: parameter.default for key, parameter in parameters.items() if key != "params"}
-    return options | {"lr": 0.0} | _DEFAULTS.get(name.lower(), {})
-
-
 def _optimizer_class(name: str) -> type[Optimizer]:
     classes = {
         key.lower(): value
