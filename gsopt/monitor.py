@@ -1,7 +1,7 @@
 """What a run tells while it trains: TensorBoard events, and the progress line of the terminal.
 
 Tags are those of the original 3DGS where it has one; the others are ours. Writing is cheap enough to leave
-on: losses every 10 steps as one event, norms every 50.
+on: losses every 10 steps as one event, norms every 50. docs/monitoring.md lists every tag, and the cost.
 """
 
 import contextlib
@@ -59,8 +59,9 @@ class Monitor:
     def norms(self, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
         """Around `optimizer.step()`: norms of each group's gradient, update and moments.
 
-        `update_norm` is relative: norm of the change over norm of the parameter before. `moment_norm` is that
-        of the first moment (Adam's `exp_avg`, SGD's `momentum_buffer`), 0 where the optimizer has none.
+        `update_norm` is relative: norm of the change over norm of the parameter before; 0 where that is 0.
+        `moment_norm` is that of the first moment (Adam's `exp_avg`, SGD's `momentum_buffer`), 0 where the
+        optimizer has none.
         """
         if self.writer is None or step % NORMS_EVERY:
             yield
@@ -77,7 +78,7 @@ class Monitor:
         for name, params in groups.items():
             states = [optimizer.state.get(p, {}) for p in params]
             moments = (state.get("exp_avg", state.get("momentum_buffer")) for state in states)
-            values[f"update_norm/{name}"] = _norm(changes[name]) / max(sizes[name], 1e-12)
+            values[f"update_norm/{name}"] = _norm(changes[name]) / sizes[name] if sizes[name] else 0.0
             values[f"moment_norm/{name}"] = _norm(moments)
         self.scalars(values, step)
 

@@ -138,6 +138,18 @@ def test_every_group_has_every_tag(tmp_path, case, native):
         assert [(event.step, event.value) for event in found[tag]] == [(NORMS_EVERY, near(value))], tag
 
 
+def test_an_update_of_zeros_has_no_relative_norm(tmp_path):
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = build_optimizer("sgd", build_groups({"poses": parameter}, {"poses": GroupSpec(0.1)}))
+    parameter.grad = torch.ones(3)
+    monitor = Monitor(tmp_path)
+    with monitor.norms(optimizer, NORMS_EVERY):
+        optimizer.step()
+    monitor.close()
+    assert series(tmp_path, "update_norm/poses") == [(NORMS_EVERY, 0.0)]
+    assert parameter.abs().max() > 0
+
+
 def test_a_run_writes_them(tmp_path):
     ball = load_scene(scenes.write_nerf_synthetic(tmp_path / "ball", points=40))
     config = TrainConfig(
