@@ -1,5 +1,6 @@
 """gsopt: 3D Gaussian splatting with every optimizer decision in the open, fast without a GPU."""
 
+from gsopt.batches import scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
@@ -45,6 +46,7 @@ __all__ = [
     "lock",
     "parse_schedule",
     "rasterization",
+    "scale_for_batch",
     "unfreeze",
     "unlock",
 ]

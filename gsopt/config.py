@@ -62,7 +62,7 @@ class TrainConfig:
     """Every Nth photo by name is for testing, where the scene itself does not say which; 0 for none."""
     # how long, with what
     iterations: int = REFERENCE_ITERATIONS
-    """Optimizer steps."""
+    """Optimizer steps, whatever the number of views in each."""
     schedule_iterations: int | None = None
     """Scale settings as if the run had so many iterations; default: as many as it has."""
     seed: int = 0
@@ -100,6 +100,12 @@ class TrainConfig:
     sphere:x,y,z,r, FILE.npy, FILE.ply, or outside:REGION."""
     lock_attributes: tuple[str, ...] = ATTRIBUTES
     """What locked Gaussians keep; none of them is cloned, split, pruned or reset."""
+    batch_size: int = 1
+    """Views in a batch. A step is over BATCH_SIZE x ACCUMULATE views: by the mean of their losses."""
+    accumulate: int = 1
+    """Batches whose gradients add up before a step."""
+    scale_rates: bool = False
+    """Fit rates, betas and eps to several views a step by Adam's square-root rule (rates x √views)."""
     fit_rates: bool = True
     """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
     groups: Groups = field(default_factory=Groups)
@@ -229,6 +235,11 @@ class TrainConfig:
         """Where the run is on disk: the one to resume, else a new one. Raises InputError."""
         return RunFolder.open(self.resume) if self.resume else RunFolder.new(self.output, self.scene.name)
 
+    @property
+    def views_per_step(self) -> int:
+        """Views that one optimizer step is made from."""
+        return self.batch_size * self.accumulate
+
     # ------------------------------------------------------------------ the parts, made from their settings
 
     def load_scene(self) -> Scene:
@@ -297,6 +308,8 @@ AT_LEAST = {
     "threads": 1,
     "max_gaussians": 1,
     "keep": 1,
+    "batch_size": 1,
+    "accumulate": 1,
     "sh_degree_every": 1,
     "checkpoint_every": 1,
     "test_every": 0,

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class StepResult:
     """What one step leaves for the reports. Tensors stay on the device; nothing has waited for them."""
 
-    loss: Tensor  # []
-    terms: dict[str, Tensor]  # what the loss is made of, by name, each []
-    image: Tensor  # [H, W, 3], before the update
-    photo: Tensor  # [H, W, 3], float32 in 0..1 or uint8
+    loss: Tensor  # [], mean over the views of the step
+    terms: dict[str, Tensor]  # what the loss is made of, by name, each [], means over the views
+    image: Tensor  # [H, W, 3] of the step's last view, before the update
+    photo: Tensor  # [H, W, 3] of the same view, float32 in 0..1 or uint8
     refined: Refinement  # how many Gaussians were cloned, split, pruned
 
 

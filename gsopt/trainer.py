@@ -1,6 +1,9 @@
-"""Training. READ FIRST: `Trainer.train_step` is the whole method, one update of a model from one photo.
+"""Training. READ FIRST: `Trainer.train_step` is the whole method, one update of a model from photos.
 
-    view -> freezes -> activate -> rasterize -> loss -> backward -> observe -> optimizer -> refine
+    freezes -> for each view: activate -> rasterize -> loss -> backward -> observe
+    -> mean of the gradients -> optimizer -> refine -> learning rates of the next step
+
+A step has `--batch-size` x `--accumulate` views, by default one.
 
 `Trainer.train` repeats it, while a `Recorder` keeps the run on disk; what is below that prepares. Each part
 is in its own file: parameters in `model`, what is trained beside it in `joint`, rates and freezes in
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gsopt import checkpoint, pictures
+from gsopt.batches import average_gradients, mean_terms, scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
@@ -107,12 +111,35 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ the method
 
     def train_step(self) -> StepResult:
-        """One view, one update of every group that is not frozen, and what the strategy makes of it."""
+        """One update of every group that is not frozen, by the mean loss of one view or several.
+
+        Then what the strategy makes of it.
+        """
         self.step += 1
         apply_freezes(self.optimizer, self.specs, self.step - 1)
+        losses = []
+        for _ in range(self.config.views_per_step):
+            terms, image, photo = self._backward()
+            losses.append(terms)
+        average_gradients(self.optimizer, len(losses))
+
+        clear_locked_gradients(self.model)
+        with self.monitor.norms(self.optimizer, self.step), hold_locked(self.model, self.optimizer):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        refined = self.strategy.refine(self.model, self.optimizer, self.step, self.generator)
+        self.scheduler.step()  # to the learning rates of the next step
+        terms = mean_terms(losses)
+        return StepResult(terms.pop("total"), terms, image, photo, refined)
+
+    def _backward(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Render the next view and add the gradients of its loss to those that there are.
+
+        Returns the loss's terms and "total", the image and the photo.
+        """
         number = self.order.next()
         view = self.views.view(number, self.reduction)
-        background = self._step_background()
+        background = self._view_background()
         photo = self._photo(view, background)
 
         image, info = self.joint.render(
@@ -123,14 +150,7 @@ class Trainer:
         loss, terms = photometric(image, photo, self.config.ssim_weight)
         loss.backward()
         self.strategy.observe(self.model, info, self.step)
-
-        clear_locked_gradients(self.model)
-        with self.monitor.norms(self.optimizer, self.step), hold_locked(self.model, self.optimizer):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        refined = self.strategy.refine(self.model, self.optimizer, self.step, self.generator)
-        self.scheduler.step()  # to the learning rates of the next step
-        return StepResult(loss.detach(), terms, image.detach(), photo, refined)
+        return terms | {"total": loss.detach()}, image.detach(), photo
 
     def train(self) -> Metrics:
         """Train to the last iteration and return what is then in the run's `metrics.json`.
@@ -222,7 +242,10 @@ class Trainer:
         native = self.device.type == "cpu" and self.config.backend == "auto"
         groups = build_groups(self.joint.models, self.specs)
         self.optimizer = build_optimizer(self.config.optimizer, groups, native=native)
-        self.scheduler = build_scheduler(self.optimizer, self.specs)
+        specs = self.specs
+        if self.config.scale_rates:
+            specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)
+        self.scheduler = build_scheduler(self.optimizer, specs)
 
     def _lock(self, saved: dict | None) -> None:
         """Lock the Gaussians that the settings mean now; a run that goes on keeps its own.
@@ -241,8 +264,8 @@ class Trainer:
         if still.union(still_groups(config), ATTRIBUTES).issuperset(present_groups(config)):
             check_something_moves(self.model, still=still.intersection(ATTRIBUTES))
 
-    def _step_background(self) -> Tensor:
-        """[3] behind the Gaussians in this step."""
+    def _view_background(self) -> Tensor:
+        """[3] behind the Gaussians in the next view."""
         if self.config.background == "random":
             return torch.rand(3, generator=self.generator, device="cpu").to(self.device)
         return self.background

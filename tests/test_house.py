@@ -25,7 +25,7 @@ HOUSE = {
     "settings": set(),
     "pictures": set(),
     "text": set(),
-    "monitor": set(),
+    "monitor": {"pictures"},
     "device": set(),
     "native": set(),
     "losses": {"native"},
@@ -41,6 +41,7 @@ HOUSE = {
     "poses": set(),
     "exposure": {"runtime"},
     "optim": {"native"},
+    "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
@@ -52,7 +53,7 @@ HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "free
 HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
 HOUSE["trainer"] = BELOW | {"config", "group_options", "joint", "joint_options", "recorder"}
-HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
+HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {
     *(

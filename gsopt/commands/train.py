@@ -1,5 +1,6 @@
 """`gsopt train`: photos and points in, a trained splat out."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -40,6 +41,7 @@ def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
         ("because of --strategy none", config.strategy == "none", ("--max-gaussians", "--densify.")),
         ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
         ("because there is no --lock", not config.lock, ("--lock-attributes",)),
+        ("because a step has one view", config.views_per_step == 1, ("--scale-rates",)),
         ("without --exposure", not config.exposure, ("--groups.exposure.",)),
         (
             "without --background-model-trainable",
@@ -95,6 +97,7 @@ def opening(trainer: Trainer) -> list[str]:
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
         *(f"beside    {line}" for line in beside(trainer)),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
+        *([step_line(config)] if config.views_per_step > 1 else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
         f"run       {trainer.run.path}",
@@ -130,6 +133,14 @@ def beside(trainer: Trainer) -> list[str]:
         state = "trained" if config.background_model_trainable else "frozen"
         lines.append(f"{background.num_gaussians:,} Gaussians of {config.background_model}, {state}")
     return lines
+
+
+def step_line(config: TrainConfig) -> str:
+    """What a step of several views is made of."""
+    views = config.views_per_step
+    deal = f"--batch-size {config.batch_size} x --accumulate {config.accumulate}"
+    rates = f", all rates x{math.sqrt(views):.2f} (--scale-rates)" if config.scale_rates else ""
+    return f"step      of {views} views: {deal}{rates}"
 
 
 def raised_rates(config: TrainConfig) -> str:
