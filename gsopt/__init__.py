@@ -5,7 +5,7 @@ from gsopt.datasets import load_scene
 from gsopt.errors import InputError
 from gsopt.groups import GroupSpec, build_groups, build_scheduler, freeze, gaussian_specs, unfreeze
 from gsopt.model import GaussianModel
-from gsopt.optim import build_optimizer, load_optimizer_state
+from gsopt.optim import VisibleAdam, build_optimizer, load_optimizer_state
 from gsopt.render import rasterization
 from gsopt.trainer import Trainer
 
@@ -15,6 +15,7 @@ __all__ = [
     "InputError",
     "TrainConfig",
     "Trainer",
+    "VisibleAdam",
     "build_groups",
     "build_optimizer",
     "build_scheduler",

@@ -22,6 +22,7 @@ from gsopt.errors import InputError
 from gsopt.group_options import FIRST_LOOK, Groups, check_groups, group_specs
 from gsopt.groups import GroupSpec
 from gsopt.model import GaussianModel
+from gsopt.optim.arguments import check_optimizer_flags
 from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
@@ -77,7 +78,9 @@ class TrainConfig:
     """Loss = (1 - w) L1 + w (1 - SSIM)."""
     # the optimizer
     optimizer: str = "adam"
-    """Its name in torch.optim, in small letters: adam, adamw, sgd, ..."""
+    """Its name: one of torch.optim in small letters, adam, adamw, sgd, ..., or visible_adam."""
+    optimizer_args: tuple[str, ...] = ()
+    """Its options, as OPTION=VALUE: momentum=0.9, nesterov=true, betas=0.9,0.99."""
     freeze: tuple[str, ...] = ()
     """Attributes that keep their values; they stay in the optimizer."""
     exclude: tuple[str, ...] = ()
@@ -107,7 +110,7 @@ class TrainConfig:
         for name in ("scene", "output", "resume", "init"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else Path(value))
-        for name in ("freeze", "exclude", "test_iterations", "save_iterations"):
+        for name in ("freeze", "exclude", "test_iterations", "save_iterations", "optimizer_args"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
 
@@ -155,6 +158,7 @@ class TrainConfig:
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"--ssim-weight {self.ssim_weight}: expected 0 to 1")
         check_groups(self.groups, self.freeze, self.exclude)
+        check_optimizer_flags(self.optimizer, self.optimizer_args, vars(self.groups))
 
     def resolved(self, device_type: str) -> "TrainConfig":
         """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""

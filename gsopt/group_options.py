@@ -9,6 +9,7 @@ from typing import Any
 from gsopt.errors import InputError
 from gsopt.groups import GroupSpec, gaussian_specs
 from gsopt.model import ATTRIBUTES
+from gsopt.optim.arguments import parse_arguments
 from gsopt.schedules import parse_schedule
 
 FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
@@ -24,6 +25,10 @@ class GroupOptions:
     """Learning rate; that of xyz in units of the scene's extent, as its default 1.6e-4."""
     weight_decay: float | None = None
     """Weight decay, as the optimizer defines it."""
+    optimizer: str | None = None
+    """Optimizer of this group alone, by name; default: that of --optimizer."""
+    optimizer_args: tuple[str, ...] = ()
+    """Its options for this group, as OPTION=VALUE: momentum=0.9, betas=0.9,0.99."""
     schedule: str | None = None
     """Factor on the rate over the steps: "constant", "exp:FINAL_FACTOR", "gamma:FACTOR_OF_A_STEP"."""
 
@@ -86,6 +91,8 @@ def group_specs(
             changes["lr"] = given.lr * (extent if name == "xyz" else 1.0)
         if given.weight_decay is not None:
             changes["weight_decay"] = given.weight_decay
+        changes["optimizer"] = given.optimizer
+        changes["options"] = parse_arguments(given.optimizer_args)
         if given.schedule is not None:
             changes["schedule"] = parse_schedule(given.schedule, iterations)
         specs[name] = dataclasses.replace(specs[name], **changes)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from gsopt.errors import InputError
 from gsopt.schedules import LogLinear, Schedule
 
-_OWN_KEYS = frozenset({"params", "param_names", "lr", "weight_decay", "name", "frozen"})
+_OWN_KEYS = frozenset({"params", "param_names", "lr", "weight_decay", "name", "frozen", "optimizer"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class GroupSpec:
         frozen: the group starts frozen, see :func:`freeze`.
         optimize: False keeps the parameters out of the optimizer altogether; they then do not require grad.
         options: further options of the optimizer for this group, such as `betas` or `momentum`.
+        optimizer: name of the optimizer that updates this group, such as "sgd", in an optimizer made by
+            `gsopt.build_optimizer`; None is the one of all groups.
 
     Raises:
         ValueError: a value is out of range, or an option has a field of its own here.
@@ -43,6 +45,7 @@ class GroupSpec:
     frozen: bool = False
     optimize: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
@@ -106,8 +109,8 @@ def build_groups(
         specs: group name to :class:`GroupSpec`.
 
     Returns:
-        Dicts with the keys "name", "params" (pairs of name and parameter), "lr", "weight_decay", "frozen"
-        and the spec's options, in the order of the parameters.
+        Dicts with the keys "name", "params" (pairs of name and parameter), "lr", "weight_decay", "frozen",
+        the spec's options and, where it has one, its "optimizer", in the order of the parameters.
 
     Raises:
         TypeError: `models` is none of the above.
@@ -136,6 +139,8 @@ def build_groups(
                 "name one of them by the full name of its parameters"
             )
         options = {"lr": spec.lr, "weight_decay": spec.weight_decay, "frozen": True, **spec.options}
+        if spec.optimizer is not None:
+            options["optimizer"] = spec.optimizer
         group = groups.setdefault(group_name, {"name": group_name, "params": [], **options})
         group["params"].append((name, parameter))
         group["frozen"] &= not parameter.requires_grad

@@ -28,7 +28,8 @@ from gsopt.groups import build_groups, build_scheduler
 from gsopt.losses import photometric
 from gsopt.model import GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
-from gsopt.optim import build_optimizer, load_optimizer_state
+from gsopt.optim import build_optimizer, load_optimizer_state, visible_rows
+from gsopt.optim.arguments import parse_arguments
 from gsopt.recorder import Recorder, StepResult
 from gsopt.rundir import read_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
@@ -114,6 +115,8 @@ class Trainer:
         loss.backward()
         self.strategy.observe(self.model, info, self.step)
 
+        if hasattr(self.optimizer, "add_visible"):
+            self.optimizer.add_visible(self.model, visible_rows(info))
         with self.monitor.norms(self.optimizer, self.step):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -209,7 +212,8 @@ class Trainer:
         """Groups, optimizer and schedules over the model's parameters as they are, at step 0."""
         native = self.device.type == "cpu" and self.config.backend == "auto"
         groups = build_groups(self.model, self.specs)
-        self.optimizer = build_optimizer(self.config.optimizer, groups, native=native)
+        args = parse_arguments(self.config.optimizer_args)
+        self.optimizer = build_optimizer(self.config.optimizer, groups, native=native, **args)
         self.scheduler = build_scheduler(self.optimizer, self.specs)
 
     def _step_background(self) -> Tensor:

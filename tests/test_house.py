@@ -37,7 +37,7 @@ HOUSE = {
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
-HOUSE["group_options"] = {"groups", "model", "schedules"}
+HOUSE["group_options"] = {"groups", "model", "optim", "schedules"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
 HOUSE["recorder"] = BELOW
 HOUSE["trainer"] = BELOW | {"config", "recorder"}

@@ -11,7 +11,7 @@ from torch import Tensor
 from gsopt.errors import InputError
 from gsopt.native import build
 
-ABI = 1
+ABI = 2
 _TOO_MANY = 2  # GSOPT_TOO_MANY
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
@@ -33,8 +33,8 @@ class AdamTensor(ctypes.Structure):
     """`gsopt_adam_tensor` of src/gsopt.h."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("parameter", "gradient", "average", "square")),
-        ("n", _LONG),
+        *((name, _POINTER) for name in ("parameter", "gradient", "average", "square", "steps", "visible")),
+        *((name, _LONG) for name in ("n", "rows")),
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "step")),
         *((name, ctypes.c_int32) for name in ("decoupled", "maximize")),
     )

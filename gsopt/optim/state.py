@@ -17,17 +17,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gsopt.optim.build import tensors_of
+from gsopt.optim.catalog import HOW
 
-_HOW_NOT_WHAT = {
-    "params",
-    "param_names",
-    "name",
-    "initial_lr",
-    "foreach",
-    "fused",
-    "capturable",
-    "differentiable",
-}
+_HOW_NOT_WHAT = {"params", "param_names", "name", "initial_lr", *HOW}
 _ABSENT = "absent"
 
 
@@ -42,6 +34,7 @@ class LoadReport:
         shape_mismatch: name to what differs; their state is as before.
         state_mismatch: name to which entries the optimizer needs and the file lacks, as when another
             optimizer saved it; their state is as before.
+        converted: name to what was done to the state of another optimizer so that it fits this one.
         unused: name to entries of the file that this optimizer has no use for.
         hyperparameters: "group.option" to (saved, requested) where they differ. The requested one stays.
     """
@@ -51,6 +44,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     shape_mismatch: dict[str, str] = field(default_factory=dict)
     state_mismatch: dict[str, str] = field(default_factory=dict)
+    converted: dict[str, str] = field(default_factory=dict)
     unused: dict[str, list[str]] = field(default_factory=dict)
     hyperparameters: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -67,6 +61,7 @@ class LoadReport:
             lines.append(f"unexpected, not in the optimizer: {', '.join(self.unexpected)}")
         lines += [f"shape mismatch: {name}: {what}" for name, what in self.shape_mismatch.items()]
         lines += [f"state mismatch: {name}: {what}" for name, what in self.state_mismatch.items()]
+        lines += [f"converted: {name}: {what}" for name, what in self.converted.items()]
         lines += [f"unused: {name}: {', '.join(keys)}" for name, keys in self.unused.items()]
         lines += [
             f"differs: {name}: {saved} in the file, {requested} requested, which stays"
@@ -85,7 +80,8 @@ def load_optimizer_state(
 
     The names are those torch keeps when an optimizer is built from named parameters (`param_names`, torch
     2.6 and later); failing that `names`; failing that the groups' names where each group has one
-    parameter. State is copied where name and shapes agree. Hyper-parameters stay as the optimizer has
+    parameter. State is copied where name and shapes agree; the one step count that Adam has for a parameter
+    becomes that of each row where `VisibleAdam` goes on. Hyper-parameters stay as the optimizer has
     them, and the report says where the file has others.
 
     Args:
@@ -115,8 +111,9 @@ def load_optimizer_state(
         group = optimizer.param_groups[position]
         saved_index, saved_position = saved[name]
         _compare_options(report, state_dict["param_groups"][saved_position], group, position)
-        found = state_dict["state"].get(saved_index)
-        expected = _expected_state(optimizer, group, parameters[name])
+        part = optimizer.part_of(parameters[name]) if hasattr(optimizer, "part_of") else optimizer
+        found = _adopted(report, name, part, parameters[name], state_dict["state"].get(saved_index))
+        expected = _expected_state(part, group, parameters[name])
         if not found:  # saved before its first step, or frozen since then
             report.matched.append(name)
             state.pop(index, None)
@@ -222,6 +219,11 @@ def _fits(
         return False
     for key, shape in expected.items():
         value = found[key]
+        if key == "step" and shape == () and isinstance(value, Tensor) and value.dim():
+            report.state_mismatch[name] = (
+                f"needs one step count, found one for each of {len(value)} rows, which is visible_adam's"
+            )
+            return False
         if shape is not None and isinstance(value, Tensor) and tuple(value.shape) != shape:
             report.shape_mismatch[name] = f"{key} {list(value.shape)} in the file, expected {list(shape)}"
             return False
@@ -229,6 +231,18 @@ def _fits(
     if unused:
         report.unused[name] = unused
     return True
+
+
+def _adopted(
+    report: LoadReport, name: str, optimizer: Optimizer, parameter: Tensor, found: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """The saved entries as the optimizer makes them its own, which ours may do with those of another."""
+    if not found or not hasattr(optimizer, "adopt_state"):
+        return found
+    adopted = optimizer.adopt_state(parameter, found)
+    if (step := found.get("step")) is not None and torch.as_tensor(step).dim() < adopted["step"].dim():
+        report.converted[name] = f"one step count in the file, {float(step):g}, is now that of each row"
+    return adopted
 
 
 def _expected_state(
@@ -249,6 +263,8 @@ def _expected_state(
         trial.grad = torch.zeros_like(trial)
         known = inspect.signature(type(optimizer)).parameters
         options = {key: value for key, value in group.items() if key in known and key not in _HOW_NOT_WHAT}
+        if "fused" in known:
+            options["fused"] = False
         twin = type(optimizer)([trial], **options)
         twin.step()
         made = twin.state[trial]

@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 
-#define GSOPT_ABI 1
+#define GSOPT_ABI 2
 #define GSOPT_NO_MEMORY 1
 #define GSOPT_TOO_MANY 2 /* (Gaussian, tile) pairs for 32 bits */
 #define EXPORT __attribute__((visibility("default")))
@@ -79,12 +79,15 @@ EXPORT int gsopt_rasterize_backward(gsopt_frame *frame, int channels, const floa
 EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const float *image, const uint8_t *target8,
                              const float *target, float weight, double *sums, float *gradient);
 
-/* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included. */
+/* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included.
+ * Where there are steps, they take its place: one count for each row, which this call raises, from 0 before the first. */
 typedef struct {
     float *parameter;
     const float *gradient;
     float *average, *square; /* the moments */
-    int64_t n;
+    float *steps;            /* [rows] or NULL */
+    const uint8_t *visible;  /* [rows]: which to update, steps included; NULL: all; read where there are steps */
+    int64_t n, rows;
     double lr, beta1, beta2, eps, weight_decay, step;
     int32_t decoupled, maximize;
 } gsopt_adam_tensor;
