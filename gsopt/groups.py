@@ -33,7 +33,8 @@ class GroupSpec:
         optimize: False keeps the parameters out of the optimizer altogether; they then do not require grad.
         options: further options of the optimizer for this group, such as `betas` or `momentum`.
         optimizer: name of the optimizer that updates this group, such as "sgd", in an optimizer made by
-            `gsopt.build_optimizer`; None is the one of all groups.
+            `gsopt.build_optimizer`; None is the one of all groups. A class of torch called directly does not
+            look at it.
 
     Raises:
         ValueError: a value is out of range, or an option has a field of its own here.

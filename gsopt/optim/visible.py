@@ -119,7 +119,7 @@ class VisibleAdam(Optimizer):
                 if parameter.grad is None:
                     continue
                 state, rows = self._state_of(parameter), visible.get(parameter)
-                if group["fused"] and is_plain(parameter) and is_plain(parameter.grad):
+                if group["fused"] is not False and is_plain(parameter) and is_plain(parameter.grad):
                     updates.append(_kernel_update(parameter, state, rows, group))
                 else:
                     update_rows(parameter, parameter.grad, state, rows, group)
@@ -139,6 +139,8 @@ class VisibleAdam(Optimizer):
         self._visible = {}
         super().__setstate__(state)
         for group in self.param_groups:
+            for option, value in self.defaults.items():  # what Adam's groups lack
+                group.setdefault(option, value)
             for parameter in group["params"]:
                 if entries := self.state.get(parameter):
                     entries.update(self.adopt_state(parameter, entries))
