@@ -111,9 +111,11 @@ static int begin_rows(const gsopt_adam_tensor *t, const row_powers *powers, int6
 
 /* The processor does not foresee which wide row is next; narrow ones lie side by side in its cache lines. */
 INLINE void prefetch_row(const gsopt_adam_tensor *t, int64_t first, int64_t width) {
-    for (int64_t i = first; i < first + width; i += 64 / sizeof(float)) {
-        __builtin_prefetch(t->parameter + i, 1), __builtin_prefetch(t->gradient + i);
-        __builtin_prefetch(t->average + i, 1), __builtin_prefetch(t->square + i, 1);
+    const int64_t line = 64 / sizeof(float), last = first + width - 1;
+    for (int64_t i = first; i < last + line; i += line) {
+        int64_t at = min_i64(i, last);
+        __builtin_prefetch(t->parameter + at, 1), __builtin_prefetch(t->gradient + at);
+        __builtin_prefetch(t->average + at, 1), __builtin_prefetch(t->square + at, 1);
     }
 }
 
@@ -128,7 +130,8 @@ static void wide_row(const gsopt_adam_tensor *t, const adam_rates *r, float step
 static void narrow_rows(const gsopt_adam_tensor *t, const adam_rates *r, int found, const int *chosen,
                         const float *step_size, const float *root_scale, int64_t i, int64_t end) {
     int width = (int)(t->n / t->rows), count = (int)min_i64(ROWS * width, end - i);
-    float sizes[ROWS * NARROW] = {0}, scales[ROWS * NARROW] = {0};
+    float sizes[ROWS * NARROW], scales[ROWS * NARROW];
+    for (int k = 0; k < count; k += LANES) vf_store(sizes + k, vf_set(0)), vf_store(scales + k, vf_set(0));
     for (int k = 0; k < found; k++)
         for (int to = chosen[k] * width; to < (chosen[k] + 1) * width; to++)
             sizes[to] = step_size[k], scales[to] = root_scale[k];
