@@ -3,9 +3,9 @@
 A Gaussian that no camera of a step sees has no gradient in it. Plain Adam moves it all the same, by the
 momentum it has, and lets its moments fade. Here it rests: value, moments and step count keep their bits. The
 idea is that of the "sparse Adam" of Taming 3DGS (Mallick et al. 2024), which the original 3DGS took over, and
-of gsplat's `SelectiveAdam`. Those have one step count for all rows, or none; here the bias correction of each
-row is its own, so the first update of a row that densification adds is of the learning rate, whereas plain
-Adam, late in a run, takes one of 3.2 learning rates.
+of gsplat's `SelectiveAdam`. Those correct no bias, so a row's first update is of 3.2 learning rates, as it is
+in plain Adam for a row that densification adds late in a run. Here the bias correction of each row is its
+own, and its first update is of one learning rate.
 """
 
 from collections.abc import Callable, Iterable, Mapping

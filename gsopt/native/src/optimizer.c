@@ -92,12 +92,14 @@ INLINE double power(const powers *p, int64_t exponent) {
 }
 
 /* Counts the step of those of up to ROWS rows that are to be updated; which they are, their rates, and their number. */
-static int begin_rows(const gsopt_adam_tensor *t, const row_powers *powers, int64_t first, int count, int *chosen,
-                      float *step_size, float *root_scale) {
+static int begin_rows(const gsopt_adam_tensor *t, const row_powers *powers, int64_t first, int count,
+                      int *restrict chosen, float *restrict step_size, float *restrict root_scale) {
+    const uint8_t *visible = t->visible ? t->visible + first : NULL;
+    float *steps = t->steps + first;
     int found = 0;
-    for (int i = 0; i < count; i++) chosen[found] = i, found += !t->visible || t->visible[first + i];
+    for (int i = 0; i < count; i++) chosen[found] = i, found += visible ? visible[i] != 0 : 1;
     for (int i = 0; i < found; i++) {
-        int64_t step = (int64_t)(t->steps[first + chosen[i]] += 1);
+        int64_t step = (int64_t)(steps[chosen[i]] += 1);
         step_size[i] = (float)(1 - power(&powers->beta1, step));
         root_scale[i] = (float)(1 - power(&powers->beta2, step));
     }
@@ -126,15 +128,27 @@ static void wide_row(const gsopt_adam_tensor *t, const adam_rates *r, float step
         update_some(t, r, vf_set(step_size), vf_set(root_scale), vm_first((int)min_i64(stop - i, LANES)), i, end);
 }
 
+INLINE void spread(int width, int found, const int *chosen, const float *step_size, const float *root_scale,
+                   float *restrict sizes, float *restrict scales) {
+    for (int k = 0; k < found; k++) {
+        float size = step_size[k], scale = root_scale[k];
+        float *to_size = sizes + chosen[k] * width, *to_scale = scales + chosen[k] * width;
+        for (int i = 0; i < width; i++) to_size[i] = size, to_scale[i] = scale;
+    }
+}
+
 /* Narrow rows side by side in a vector: their rates are spread out to the elements, 0 where nothing is to change. */
 static void narrow_rows(const gsopt_adam_tensor *t, const adam_rates *r, int found, const int *chosen,
                         const float *step_size, const float *root_scale, int64_t i, int64_t end) {
     int width = (int)(t->n / t->rows), count = (int)min_i64(ROWS * width, end - i);
     float sizes[ROWS * NARROW], scales[ROWS * NARROW];
     for (int k = 0; k < count; k += LANES) vf_store(sizes + k, vf_set(0)), vf_store(scales + k, vf_set(0));
-    for (int k = 0; k < found; k++)
-        for (int to = chosen[k] * width; to < (chosen[k] + 1) * width; to++)
-            sizes[to] = step_size[k], scales[to] = root_scale[k];
+    switch (width) { /* with a constant, the loop over the elements of a row unfolds */
+    case 1: spread(1, found, chosen, step_size, root_scale, sizes, scales); break;
+    case 3: spread(3, found, chosen, step_size, root_scale, sizes, scales); break;
+    case 4: spread(4, found, chosen, step_size, root_scale, sizes, scales); break;
+    default: spread(width, found, chosen, step_size, root_scale, sizes, scales);
+    }
     for (int k = 0; k < count; k += LANES) {
         vf scale = vf_load(scales + k);
         update_some(t, r, vf_load(sizes + k), scale, vf_lt(vf_set(0), scale), i + k, end);
