@@ -16,7 +16,7 @@ from gsopt.native import available_isas, get_num_threads, set_num_threads
 from gsopt.optim import visible_rows
 from gsopt.surgery import keep
 
-SHAPES = [(300, 3), (300, 1, 3), (300, 15, 3), (300, 4), (300, 1), (300, 0, 3), (300, 33), (300, 17)]
+SHAPES = [(300, 3), (300, 1, 3), (300, 15, 3), (300, 4), (300, 1), (300, 33), (300, 0, 3), (300, 17)]
 WHOLE = [(7, 6), (2, 9000), (3,), (1,), ()]  # parameters of another kind, which no mask names
 
 
@@ -33,6 +33,7 @@ def make(fused: bool = True, dtype: torch.dtype = torch.float32, **options) -> g
         {"lr": 1e-1, "betas": (0.8, 0.99), "weight_decay": 0.3, "decoupled_weight_decay": True},
         {"lr": 3e-2, "betas": (0.0, 0.95), "eps": 1e-3},
         {"lr": 1e-2, "betas": (0.9, 0.99999)},
+        {"lr": 1e-2, "bias_correction": False},
     ]
     groups = [
         {"params": [nn.Parameter(torch.randn(shape, generator=generator).to(dtype))]} | own[i % len(own)]

@@ -15,11 +15,18 @@ from gsopt.surgery import append, keep, overwrite
 # ---------------------------------------- rows that come and go
 
 
-@pytest.mark.parametrize(("name", "rates"), [("visible_adam", 1.0), ("adam", 0.1 / 0.001**0.5)])
-def test_the_first_update_of_a_row_that_begins_late(name, rates):
+@pytest.mark.parametrize(
+    ("name", "options", "rates"),
+    [
+        ("visible_adam", {}, 1.0),
+        ("visible_adam", {"bias_correction": False}, 0.1 / 0.001**0.5),
+        ("adam", {}, 0.1 / 0.001**0.5),
+    ],
+)
+def test_the_first_update_of_a_row_that_begins_late(name, options, rates):
     """Plain Adam corrects it for the steps of the others: 3.2 learning rates. Here it is one."""
     model = GaussianModel(2, sh_degree=0)
-    optimizer = build_optimizer(name, gaussian_groups(model))
+    optimizer = build_optimizer(name, gaussian_groups(model), native=True, **options)
     train(optimizer, 1)
     for state in optimizer.state.values():  # as after 30,000 steps with gradients of 1
         for key, value in {"step": 30_000, "exp_avg": 1, "exp_avg_sq": 1}.items():

@@ -38,6 +38,8 @@ class VisibleAdam(Optimizer):
         weight_decay: 0 or more, added to the gradient as in Adam; only rows that are updated decay.
         decoupled_weight_decay: let it shrink the values instead, as in AdamW.
         maximize: climb instead of descending.
+        bias_correction: divide the moments of a row by what they lack since its first update. False: as in
+            Taming 3DGS and gsplat, and the first updates of every row are longer than the rate.
         fused: the CPU kernel updates what is float32 on a CPU, all parameters in one call, with the same bits
             on any number of threads. False: plain tensor operations, as everywhere else.
 
@@ -57,6 +59,7 @@ class VisibleAdam(Optimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        bias_correction: bool = True,
         fused: bool = True,
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
@@ -66,8 +69,8 @@ class VisibleAdam(Optimizer):
             raise ValueError(f"betas: expected two numbers of at least 0 and below 1, found {betas}")
         self._visible: dict[Tensor, Tensor] = {}
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        switches = {"decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize, "fused": fused}
-        super().__init__(params, options | switches)
+        options |= {"decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize}
+        super().__init__(params, options | {"bias_correction": bias_correction, "fused": fused})
 
     def add_visible(self, parameters: nn.Module | Iterable[Tensor], rows: Tensor) -> None:
         """Let the next step update these rows of some parameters, and no other rows of theirs.
@@ -225,6 +228,9 @@ def _update(
     average.lerp_(gradient, 1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     step += 1
+    if not group["bias_correction"]:
+        parameter.sub_(lr * average / (square.sqrt() + group["eps"]))
+        return
     count = step.double().view((*step.shape, *[1] * (parameter.dim() - step.dim())))
     kind = torch.promote_types(parameter.dtype, torch.float32)
     step_size = (lr / (1 - beta1**count)).to(kind)
@@ -252,4 +258,5 @@ def _kernel_update(
         weight_decay=group["weight_decay"],
         decoupled=group["decoupled_weight_decay"],
         maximize=group["maximize"],
+        uncorrected=not group["bias_correction"],
     )

@@ -90,5 +90,6 @@ typedef struct {
     int64_t n, rows;
     double lr, beta1, beta2, eps, weight_decay, step;
     int32_t decoupled, maximize;
+    int32_t uncorrected; /* rows with steps get no bias correction */
 } gsopt_adam_tensor;
 EXPORT int gsopt_adam(int count, const gsopt_adam_tensor *tensors);

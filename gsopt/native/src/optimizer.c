@@ -212,8 +212,9 @@ int gsopt_adam(int count, const gsopt_adam_tensor *tensors) {
     for (int k = 0; k < count; k++) {
         tasks += tasks_of(&tensors[k]);
         if (!tensors[k].steps) continue;
-        powers_of(&job.powers[k].beta1, tensors[k].beta1);
-        powers_of(&job.powers[k].beta2, tensors[k].beta2);
+        int corrected = !tensors[k].uncorrected; /* 1 - 0^t is no correction */
+        powers_of(&job.powers[k].beta1, corrected ? tensors[k].beta1 : 0);
+        powers_of(&job.powers[k].beta2, corrected ? tensors[k].beta2 : 0);
     }
     parallel_for(tasks, adam_task, &job);
     stage_end(&clock, STAGE_OPTIMIZER);
