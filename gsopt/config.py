@@ -90,7 +90,7 @@ class TrainConfig:
     """Loss = (1 - w) L1 + w (1 - SSIM)."""
     # the optimizer
     optimizer: str = "adam"
-    """Its name: one of torch.optim in small letters, adam, adamw, sgd, ..., or visible_adam."""
+    """Its name: one of torch.optim, adam, adamw, sgd, ..., or visible_adam; see docs/optimizers.md."""
     optimizer_args: tuple[str, ...] = ()
     """Its options, as OPTION=VALUE: momentum=0.9, nesterov=true, betas=0.9,0.99."""
     freeze: tuple[str, ...] = ()
