@@ -51,7 +51,8 @@ class _NativeStep:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
+        step = state["step"].item() + 1
+        state["step"].fill_(step)  # a sum in torch takes three times as long
         beta1, beta2 = group["betas"]
         return AdamTensor(
             parameter=pointer(parameter),
@@ -64,7 +65,7 @@ class _NativeStep:
             beta2=float(beta2),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            step=state["step"].item(),
+            step=step,
             decoupled=isinstance(self, torch.optim.AdamW) or group.get("decoupled_weight_decay", False),
             maximize=group["maximize"],
         )
@@ -84,7 +85,7 @@ NATIVE = {torch.optim.Adam: Adam, torch.optim.AdamW: AdamW}
 def is_plain(tensor: Tensor) -> bool:
     """Whether the kernel can read it: contiguous float32 in the memory of the CPU."""
     return (
-        tensor.device.type == "cpu"
+        tensor.is_cpu
         and tensor.dtype == torch.float32
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
