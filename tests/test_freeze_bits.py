@@ -36,6 +36,8 @@ OPTIMIZERS = {  # name, options; momentum and weight decay are on where there ar
     "rmsprop": ("rmsprop", {"momentum": 0.9, "centered": True}),
     "rprop": ("rprop", {}),
     "adafactor": ("adafactor", {}),
+    "visible_adam": ("visible_adam", {}),
+    "visible_adam in the kernel": ("visible_adam", {"native": True}),
 }
 CASTS = {  # what is frozen by `freeze`, by a window, and left out of the optimizer
     "splits and resets happen": ("rotation", "feature_dc", "feature_rest"),

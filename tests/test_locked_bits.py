@@ -26,17 +26,24 @@ OPTIONS = {  # given where the optimizer has the option
 }
 
 
+MIXED = {"xyz": "sgd", "scaling": "visible_adam", "opacity": "rmsprop"}  # the others: adam
+
+
 def optimizers() -> list[str]:
-    """All of torch.optim that can train Gaussians: what it refuses is tested in test_optim.py."""
+    """All of torch.optim that can train Gaussians, ours, and several in one."""
     classes = {name for name, value in vars(torch.optim).items() if isinstance(value, type)}
-    return sorted(classes - {"Optimizer", "LBFGS", "Muon", "SparseAdam"})
+    return [*sorted(classes - {"Optimizer", "LBFGS", "Muon", "SparseAdam"}), "VisibleAdam", "mixed"]
 
 
 def build(name: str, model: GaussianModel) -> torch.optim.Optimizer:
-    cls = getattr(torch.optim, name)
+    if name == "mixed":
+        specs = {attribute: GroupSpec(1e-3, optimizer=MIXED.get(attribute)) for attribute in ATTRIBUTES}
+        return build_optimizer("adam", gaussian_groups(model, **specs))
+    cls = getattr(torch.optim, name, gsopt.VisibleAdam)
     options = {key: value for key, value in OPTIONS.items() if key in inspect.signature(cls).parameters}
     decay = options.pop("weight_decay", 0.0)
     specs = {attribute: GroupSpec(1e-3, weight_decay=decay) for attribute in ATTRIBUTES}
+    name = "visible_adam" if name == "VisibleAdam" else name
     return build_optimizer(name, gaussian_groups(model, **specs), **options)
 
 
@@ -73,6 +80,8 @@ def refine_for(
         generator = torch.Generator().manual_seed(step)
         strategy.observe(model, random_info(model.num_gaussians, 1, generator), step)
         fill_gradients(optimizer, generator)
+        if hasattr(optimizer, "add_visible"):
+            optimizer.add_visible(model, torch.rand(model.num_gaussians, generator=generator) < 0.7)
         with hold_locked(model, optimizer):
             optimizer.step()
         optimizer.zero_grad()
