@@ -37,6 +37,8 @@ HOUSE = {
     "model": {"geometry", "datasets"},
     "groups": {"schedules", "freeze_windows"},
     "regions": {"datasets"},
+    "formats": {"checkpoint", "datasets", "geometry", "groups"},
+    "editing": {"formats", "geometry", "regions"},
     "locks": {"model", "regions", "surgery"},
     "optim": {"native"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
