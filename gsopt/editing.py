@@ -1,7 +1,7 @@
 """Changes to the Gaussians of a file as a whole: crop, join, move, turn, scale.
 
-    splat = crop(splat, parse_region("sphere:0,0,0,2"))
-    splat = transform(splat, parse_transform(["scale:2", "euler:0,90,0", "translate:0,0,1"]))
+splat = crop(splat, parse_region("sphere:0,0,0,2"))
+splat = transform(splat, parse_transform(["scale:2", "euler:0,90,0", "translate:0,0,1"]))
 """
 
 import math
@@ -187,8 +187,8 @@ def _band(degree: int, rotation: Tensor) -> Tensor:
 def _quaternion(rotation: Tensor) -> Tensor:
     """w, x, y, z of a rotation matrix, w not negative. [4]
 
-    The matrix 4 q qᵀ - 1 is linear in R, so q is its eigenvector of the largest eigenvalue (Bar-Itzhack 2000):
-    exact for every rotation, with no cases.
+    The matrix 4 q qᵀ - 1 is linear in R, so q is its eigenvector of the largest eigenvalue (Bar-Itzhack
+    2000): exact for every rotation, with no cases.
     """
     (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
     symmetric = torch.tensor(
@@ -207,7 +207,5 @@ def _quaternion(rotation: Tensor) -> Tensor:
 def _turned(by: Tensor, quaternions: Tensor) -> Tensor:
     """Products by · q, of the length of q. [N, 4]"""
     w, x, y, z = by.tolist()
-    matrix = torch.tensor(
-        [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]], dtype=torch.float64
-    )
+    matrix = torch.tensor([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]], dtype=torch.float64)
     return quaternions @ matrix.T

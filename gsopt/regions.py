@@ -72,7 +72,9 @@ class Region:
             mask = _ply_rows(self, centres.numpy())
         mask = mask != self.outside
         if not mask.any():
-            raise InputError(f"{self.flag} {self}: no Gaussian is there; {_extent(centres)}; check the region")
+            raise InputError(
+                f"{self.flag} {self}: no Gaussian is there; {_extent(centres)}; check the region"
+            )
         return mask
 
 
@@ -115,9 +117,7 @@ def _numbers(flag: str, text: str, kind: str, values: str) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def _checked(
-    flag: str, text: str, kind: str, numbers: tuple[float, ...]
-) -> tuple[float, ...]:
+def _checked(flag: str, text: str, kind: str, numbers: tuple[float, ...]) -> tuple[float, ...]:
     if kind == "box":
         for axis, low, high in zip("xyz", numbers[:3], numbers[3:], strict=True):
             if high < low:
@@ -163,9 +163,13 @@ def _load_array(region: Region) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"{region.flag} {region}: no such file; give the path of a .npy file") from None
     except OSError as error:
-        raise InputError(f"{region.flag} {region}: cannot be read ({error.strerror or error}); check it") from None
+        raise InputError(
+            f"{region.flag} {region}: cannot be read ({error.strerror or error}); check it"
+        ) from None
     except (ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"{region.flag} {region}: not an array of numpy ({error}); write it with np.save") from None
+        raise InputError(
+            f"{region.flag} {region}: not an array of numpy ({error}); write it with np.save"
+        ) from None
 
 
 def _ply_rows(region: Region, centres: np.ndarray) -> Tensor:
@@ -178,7 +182,8 @@ def _ply_rows(region: Region, centres: np.ndarray) -> Tensor:
     lost = int((~np.isin(of_file, of_model)).sum())
     if 0 < lost < len(points):
         warnings.warn(
-            f"{region.flag} {region}: {lost:,} of its {len(points):,} points are no Gaussian's centre", stacklevel=2
+            f"{region.flag} {region}: {lost:,} of its {len(points):,} points are no Gaussian's centre",
+            stacklevel=2,
         )
     return torch.from_numpy(np.isin(of_model, of_file))
 

@@ -46,10 +46,11 @@ HOUSE = {
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "option_text"}
-HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options"}
+HOUSE["warm_start"] = {"formats", "groups", "model", "optim", "schedules"}
+HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options", "warm_start"}
 HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "settings", "text"}
 HOUSE["recorder"] = BELOW
-HOUSE["trainer"] = BELOW | {"config", "recorder"}
+HOUSE["trainer"] = BELOW | {"config", "recorder", "warm_start"}
 HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {

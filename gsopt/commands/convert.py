@@ -86,7 +86,9 @@ def run(config: ConvertConfig) -> Splat:
 def _checked(config: ConvertConfig) -> tuple[list[Path], Path]:
     """The files to read, each once, and the one to write. Raises InputError, naming the flag."""
     if len(config.files) < 2:
-        raise InputError(f"gsopt convert: expected IN... OUT, found {len(config.files)} file names; give both")
+        raise InputError(
+            f"gsopt convert: expected IN... OUT, found {len(config.files)} file names; give both"
+        )
     *inputs, output = config.files
     check_output(output)
     if output.exists() and not config.overwrite:

@@ -125,8 +125,8 @@ def _read_checkpoint(path: Path) -> Splat:
                 raise InputError(f"{path}: no Gaussians in it, expected at least one; give another file")
             return splat
     raise InputError(
-        f"{path}: expected a checkpoint of gsopt, the original 3DGS, gsplat or nerfstudio's splatfacto, found "
-        f"{_described(content)}; export a PLY with the program that wrote it"
+        f"{path}: expected a checkpoint of gsopt, the original 3DGS, gsplat or nerfstudio's splatfacto, "
+        f"found {_described(content)}; export a PLY with the program that wrote it"
     )
 
 
@@ -134,8 +134,8 @@ def _write_original(path: Path, splat: Splat, extent: float | None) -> list[str]
     extent = extent or splat.extent
     if extent is None:
         raise InputError(
-            f"{path}: a checkpoint of 3DGS holds the scene's extent, which is not known here; give --extent E "
-            "(1.1 x the largest distance of a camera from the middle of all, world units)"
+            f"{path}: a checkpoint of 3DGS holds the scene's extent, which is not known here; give --extent "
+            "E (1.1 x the largest distance of a camera from the middle of all, world units)"
         )
     _save(path, original.to_content(splat, extent))
     return ["its tensors are on the CPU: 3DGS reads them by torch.load(path, map_location='cuda')"]

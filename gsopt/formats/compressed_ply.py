@@ -1,13 +1,13 @@
-"""Compressed PLY of PlayCanvas and SuperSplat: 16 bytes a Gaussian and bounds for each 256, harmonics in bytes.
+"""Compressed PLY of PlayCanvas and SuperSplat: 16 bytes a Gaussian, bounds for each 256, harmonics in bytes.
 
     element chunk   float min_x .. max_z, min_scale_x .. max_scale_z, min_r .. max_b: the bounds of 256 rows
     element vertex  uint packed_position, packed_rotation, packed_scale, packed_color
     element sh      uchar f_rest_0 .. (of degree 1 to 3 only), channel-major as in a PLY
 
-Positions and logarithms of sizes have 11, 10 and 11 bits from above, between the bounds of their chunk;
-colours (0.5 + C0 f_dc) and opacity 8 each, the opacity between 0 and 1; rotations 2 for the largest of w x y z
-and 10 for each of the others, ((v / 1023) - 0.5) sqrt(2). Files before 2024 have no bounds of colours: 0 to 1.
-Harmonics are 8 ((v + 0.5) / 256 - 0.5), -4 for 0 and 4 for 255.
+Positions and logarithms of sizes have 11, 10 and 11 bits from above, between the bounds of their chunk.
+Colours (0.5 + C0 f_dc) and opacity have 8 each, the opacity between 0 and 1. Rotations have 2 for the largest
+of w x y z and 10 for each of the others, ((v / 1023) - 0.5) sqrt(2). Files before 2024 have no bounds of
+colours: 0 to 1. Harmonics are 8 ((v + 0.5) / 256 - 0.5), -4 for 0 and 4 for 255.
 """
 
 from pathlib import Path
@@ -27,7 +27,6 @@ from gsopt.formats.bits import (
 
 CHUNK = 256
 PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
-_BOUNDS = {"": "xyz", "scale_": "xyz"}
 _REST = {0: 0, 9: 3, 24: 8, 45: 15}  # number of f_rest_i -> coefficients
 _LARGEST_LOG = 20.0  # of a size, where the format's own writer cuts it off
 
@@ -50,8 +49,8 @@ def from_elements(path: Path, elements: dict[str, np.ndarray]) -> dict[str, np.n
     if count == 0 or chunk is None or len(chunk) != -(-count // CHUNK):
         found = "none" if chunk is None else f"{len(chunk):,}"
         raise InputError(
-            f"{path}: element chunk: expected one row for each {CHUNK} of {count:,} Gaussians, found {found}; "
-            "write or download it again"
+            f"{path}: element chunk: expected one row for each {CHUNK} of {count:,} Gaussians, found "
+            f"{found}; write or download it again"
         )
     place, three = packed[1] >> 30, np.stack([_bits(packed[1], shift, 10) for shift in (20, 10, 0)], axis=1)
     colours = np.stack([_bits(packed[3], shift, 8) for shift in (24, 16, 8)], axis=1)
@@ -89,7 +88,10 @@ def to_elements(splat: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np
     rgba = [_whole(parts["c"][:, i], 8) for i in range(3)] + [_whole(sigmoid(rows["opacity"])[:, 0], 8)]
     vertex = {
         "packed_position": _pack_11_10_11(parts[""]),
-        "packed_rotation": place.astype(np.uint32) << 30 | rotation[0] << 20 | rotation[1] << 10 | rotation[2],
+        "packed_rotation": place.astype(np.uint32) << 30
+        | rotation[0] << 20
+        | rotation[1] << 10
+        | rotation[2],
         "packed_scale": _pack_11_10_11(parts["scale_"]),
         "packed_color": rgba[0] << 24 | rgba[1] << 16 | rgba[2] << 8 | rgba[3],
     }
@@ -142,8 +144,8 @@ def _between(path: Path, chunk: np.ndarray, axes: str, prefix: str, parts: np.nd
     bad = ~(np.isfinite(low) & np.isfinite(high)).all(axis=1)
     if bad.any():
         raise InputError(
-            f"{path}: element chunk: row {int(bad.argmax())}: min_{prefix}{axes[0]} .. max_{prefix}{axes[-1]} "
-            "are not all finite, expected numbers; write or download it again"
+            f"{path}: element chunk: row {int(bad.argmax())}: min_{prefix}{axes[0]} to "
+            f"max_{prefix}{axes[-1]} are not all finite, expected numbers; write or download it again"
         )
     rows = np.arange(len(parts)) // CHUNK
     return low[rows] * (1 - parts) + high[rows] * parts

@@ -17,6 +17,7 @@ The file is `torch.save((gaussians.capture(), iteration))`, and `capture()` a tu
 """
 
 import math
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def from_content(path: Path, content: Any) -> Splat:
     tensors = {attribute: captured[place] for attribute, place in _PLACES.items()}
     splat = Splat(checked(path, tensors, NAMES), "checkpoint of the original 3DGS", step=step)
     splat.moments = taken_moments(splat, path, moments_of(captured[10], path, NAMES), NAMES)
-    extent = float(captured[11]) if isinstance(captured[11], int | float) else math.nan
+    extent = float(captured[11]) if isinstance(captured[11], Real) else math.nan
     splat.extent = extent if math.isfinite(extent) and extent > 0 else None
     return splat
 

@@ -53,7 +53,6 @@ class Splat:
         """Highest band of the harmonics, 0 to 4."""
         return sh_degree_of(self.tensors["feature_rest"].shape[1] + 1)
 
-
     def with_degree(self, degree: int) -> "Splat":
         """The same with bands of harmonics dropped or added as zeros, in the moments too; notes say so."""
         count = num_sh_bases(degree) - 1
@@ -97,6 +96,8 @@ def checked(path: Path, tensors: dict[str, Any], names: dict[str, str]) -> dict[
         if not isinstance(value, Tensor) or not value.is_floating_point():
             what = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{path}: {name}: expected a tensor of floats, found {what}; save it again")
+        if not _is_whole(value):
+            raise InputError(f"{path}: {name}: more numbers than the file has; download or write it again")
         value = laid_out(attribute, value.detach(), count)
         if value is None:
             shape = ", ".join("K" if size is None else str(size) for size in SHAPES[attribute])
@@ -112,6 +113,8 @@ def checked(path: Path, tensors: dict[str, Any], names: dict[str, str]) -> dict[
 
 def laid_out(attribute: str, value: Tensor, count: int) -> Tensor | None:
     """A tensor (of values or moments) in the layout of `GaussianModel`; None where it does not fit."""
+    if not _is_whole(value):
+        return None
     if attribute != "feature_rest":
         shape = (count, *SHAPES[attribute])
         same = value.numel() == torch.Size(shape).numel() and value.dim() and len(value) == count
@@ -183,6 +186,11 @@ def moments_of(optimizer: Any, path: Path, names: dict[str, str]) -> dict[str, d
             f"({type(error).__name__}: {error}); save it again"
         ) from None
     return found
+
+
+def _is_whole(value: Tensor) -> bool:
+    """Whether every number of a tensor is stored: a damaged file can claim more than memory has."""
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _squeezed(shape: tuple[int, ...]) -> list[int]:

@@ -12,14 +12,15 @@ Versions 2 and 3 are one gzip stream of a header of 16 bytes and the columns, on
                a sign and 9 bits of magnitude in units of sqrt(1/2) / 511
     harmonics  uint8, 128 + 128 c, coefficient by coefficient, channels inside
 
-Version 4 has its header of 32 bytes in clear (it goes on with uint8 number of columns at 15 and uint32 place
-of a table at 16), the table of uint64 pairs, bytes of each column compressed and not, then the columns, each a
-zstd stream; their contents are those of version 3.
+Version 4 has a header of 32 bytes in clear, in which uint8 15 is the number of columns and uint32 at 16 the
+place of a table; the table has two uint64 for each column, its bytes compressed and not; then the columns
+follow, each a zstd stream. Their contents are those of version 3.
 
 The axes in the file are right, up, back; those of a PLY are right, down, front: y and z change their sign.
 """
 
 import gzip
+import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -162,9 +163,7 @@ def _widths(version: int, degree: int) -> tuple[int, ...]:
     return 9, 1, 3, 3, 4 if version > 2 else 3, 3 * (num_sh_bases(degree) - 1)
 
 
-def _columns(
-    path: Path, content: bytes, count: int, widths: tuple[int, ...], flags: int
-) -> list[np.ndarray]:
+def _columns(path: Path, content: bytes, count: int, widths: tuple[int, ...], flags: int) -> list[np.ndarray]:
     """Of versions 2 and 3; what extensions may follow is left alone."""
     size = _HEADER.size + count * sum(widths)
     data = _gunzip(path, content, size + 1)
@@ -172,7 +171,7 @@ def _columns(
         raise _damaged(path, f"{len(data):,} bytes or more for {size:,}")
     ends = np.cumsum([_HEADER.size, *(count * width for width in widths)])
     whole = np.frombuffer(data, np.uint8)
-    return [whole[start:end].copy() for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [whole[start:end].copy() for start, end in itertools.pairwise(ends)]
 
 
 def _columns_v4(path: Path, content: bytes, count: int, widths: tuple[int, ...]) -> list[np.ndarray]:
