@@ -232,16 +232,17 @@ class TrainConfig:
             images=self.images,
             test_every=self.test_every,
             seed=self.seed,
-            init=self.init if self.init is not None and not is_splat(self.init) else None,
+            init=None if self.init_rates is not None or self._begins_with_splat() else self.init,
             threads=self.threads,
             progress=not self.quiet and sys.stderr.isatty(),
         )
 
+    def _begins_with_splat(self) -> bool:
+        return self.init is not None and is_splat(self.init)
+
     def read_start(self) -> Splat | None:
         """The Gaussians to begin with, with their moments; None for a point cloud or the scene's points."""
-        if self.init is None or not is_splat(self.init):
-            return None
-        return read_start(self.init, self.sh_degree)
+        return read_start(self.init, self.sh_degree) if self._begins_with_splat() else None
 
     def first_model(self, scene: Scene, start: Splat | None = None) -> GaussianModel:
         """The model before the first step: of `start`, or made from points: those of `init` or the scene."""

@@ -1,4 +1,4 @@
-"""Small models for tests of files: as raw tensors, and as other programs' checkpoints with the same structure."""
+"""Small models for tests of files: raw tensors, and other programs' checkpoints with the same structure."""
 
 import numpy as np
 import torch

@@ -157,7 +157,9 @@ def test_what_is_written_restores_in_3dgs(tmp_path):
     """The steps of its `restore`: parameters from the tuple, an Adam over its groups, the saved state."""
     write(tmp_path / "b.pth", read(saved(tmp_path / "a.pth", original_checkpoint(TENSORS))))
     captured, iteration = torch.load(tmp_path / "b.pth", weights_only=True)
-    degree, xyz, f_dc, f_rest, scaling, rotation, opacity, radii, gradients, denominator, state, extent = captured
+    degree, xyz, f_dc, f_rest, scaling, rotation, opacity, radii, gradients, denominator, state, extent = (
+        captured
+    )
     assert (degree, iteration, extent) == (3, 700, 4.5)
     assert radii.shape == (7,)
     assert gradients.shape == denominator.shape == (7, 1)
@@ -251,9 +253,13 @@ REFUSED = {
     "rows": (_changed("rotation", torch.zeros(6, 4)), r"quats: expected the shape \[7, 4\], found \[6, 4\]"),
     "2D Gaussians": (_changed("scaling", torch.zeros(7, 2)), r"scales: expected the shape \[7, 3\]"),
     "harmonics": (_changed("feature_rest", torch.zeros(7, 7, 3)), r"shN: expected the shape \[7, K, 3\]"),
-    "whole numbers": (_changed("xyz", torch.zeros(7, 3, dtype=torch.int64)), "means: expected a tensor of floats"),
+    "whole numbers": (
+        _changed("xyz", torch.zeros(7, 3, dtype=torch.int64)),
+        "means: expected a tensor of floats",
+    ),
     "a list of numbers": (
-        gsplat_checkpoint(TENSORS) | {"splats": dict.fromkeys(gsplat_checkpoint(TENSORS)["splats"], [1.0])},
+        gsplat_checkpoint(TENSORS)
+        | {"splats": {name: [1.0] for name in gsplat_checkpoint(TENSORS)["splats"]}},
         "means: expected a tensor of floats, found list",
     ),
     "nan": (_changed("scaling", BAD), r"scales: row 4 is not finite \(1 of 7 rows are so\)"),
