@@ -1,8 +1,10 @@
 """gsopt: 3D Gaussian splatting with every optimizer decision in the open, fast without a GPU."""
 
+from gsopt.batches import scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
+from gsopt.exposure import Exposure
 from gsopt.freeze_windows import FreezeWindow
 from gsopt.groups import (
     GroupSpec,
@@ -13,18 +15,23 @@ from gsopt.groups import (
     gaussian_specs,
     unfreeze,
 )
+from gsopt.joint import Joint
 from gsopt.locks import hold_locked, lock, unlock
 from gsopt.model import GaussianModel
 from gsopt.optim import build_optimizer, load_optimizer_state
+from gsopt.poses import PoseRefiner
 from gsopt.render import rasterization
 from gsopt.schedule_text import parse_schedule
 from gsopt.trainer import Trainer
 
 __all__ = [
+    "Exposure",
     "FreezeWindow",
     "GaussianModel",
     "GroupSpec",
     "InputError",
+    "Joint",
+    "PoseRefiner",
     "TrainConfig",
     "Trainer",
     "apply_freezes",
@@ -39,6 +46,7 @@ __all__ = [
     "lock",
     "parse_schedule",
     "rasterization",
+    "scale_for_batch",
     "unfreeze",
     "unlock",
 ]

@@ -20,8 +20,17 @@ from gsopt.datasets import Scene, load_scene
 from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
 from gsopt.formats import Splat
-from gsopt.group_options import FIRST_LOOK, Groups, check_groups, group_specs
+from gsopt.freeze_windows import parse_freezes
+from gsopt.group_options import (
+    FIRST_LOOK,
+    Groups,
+    attribute_name,
+    check_freezes,
+    check_groups,
+    group_specs,
+)
 from gsopt.groups import GroupSpec
+from gsopt.joint_options import joint_specs, present_groups, still_groups
 from gsopt.locks import check_attributes
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.regions import parse_region
@@ -63,7 +72,7 @@ class TrainConfig:
     """Every Nth photo by name is for testing, where the scene itself does not say which; 0 for none."""
     # how long, with what
     iterations: int = REFERENCE_ITERATIONS
-    """Optimizer steps."""
+    """Optimizer steps, whatever the number of views in each."""
     schedule_iterations: int | None = None
     """Scale settings as if the run had so many iterations; default: as many as it has."""
     seed: int = 0
@@ -101,9 +110,24 @@ class TrainConfig:
     sphere:x,y,z,r, FILE.npy, FILE.ply, or outside:REGION."""
     lock_attributes: tuple[str, ...] = ATTRIBUTES
     """What locked Gaussians keep; none of them is cloned, split, pruned or reset."""
+    batch_size: int = 1
+    """Views in a batch. A step is over BATCH_SIZE x ACCUMULATE views: by the mean of their losses."""
+    accumulate: int = 1
+    """Batches whose gradients add up before a step."""
+    scale_rates: bool = False
+    """Fit rates, betas and eps to several views a step by Adam's square-root rule (rates x √views)."""
     fit_rates: bool = True
     """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
     groups: Groups = field(default_factory=Groups)
+    # what is trained beside the model
+    optimize_poses: bool = False
+    """Refine the pose of each training camera."""
+    exposure: bool = False
+    """Learn an affine map of the colours of each training photo."""
+    background_model: Path | None = None
+    """Splat PLY of a second model that is rendered together with the first; frozen, and not densified."""
+    background_model_trainable: bool = False
+    """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
     strategy: Literal["default", "none"] = "default"
     """Densification: the original clone, split and prune; or none."""
@@ -123,7 +147,7 @@ class TrainConfig:
     """No progress line."""
 
     def __post_init__(self) -> None:
-        for name in ("scene", "output", "resume", "init"):
+        for name in ("scene", "output", "resume", "init", "background_model"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else Path(value))
         for name in ("freeze", "exclude", "lock", "lock_attributes", "test_iterations", "save_iterations"):
@@ -177,12 +201,15 @@ class TrainConfig:
             raise InputError(f"--ssim-weight {self.ssim_weight}: expected 0 to 1")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise InputError(f"--weight-decay {self.weight_decay:g}: expected 0 or more")
-        check_groups(
-            self.groups,
+        if self.background_model_trainable and not self.background_model:
+            raise InputError("--background-model-trainable: there is none; give --background-model PLY")
+        check_groups(self.groups, self.schedule_iterations or self.iterations)
+        check_freezes(
             self.freeze,
             self.exclude,
-            iterations=self.iterations,
-            schedule_iterations=self.schedule_iterations or self.iterations,
+            self.iterations,
+            present=present_groups(self),
+            still=still_groups(self),
         )
         check_attributes("--lock-attributes", self.lock_attributes)
         for text in self.lock:
@@ -208,6 +235,7 @@ class TrainConfig:
             init=self.init and self.init.absolute(),
             lock=tuple(str(parse_region(text).absolute()) for text in self.lock),
             lock_attributes=check_attributes("--lock-attributes", self.lock_attributes),
+            background_model=self.background_model and self.background_model.absolute(),
         )
 
     def check_resume(self, old: "TrainConfig") -> None:
@@ -221,6 +249,11 @@ class TrainConfig:
     def run_folder(self) -> RunFolder:
         """Where the run is on disk: the one to resume, else a new one. Raises InputError."""
         return RunFolder.open(self.resume) if self.resume else RunFolder.new(self.output, self.scene.name)
+
+    @property
+    def views_per_step(self) -> int:
+        """Views that one optimizer step is made from."""
+        return self.batch_size * self.accumulate
 
     # ------------------------------------------------------------------ the parts, made from their settings
 
@@ -268,16 +301,18 @@ class TrainConfig:
         length = self.schedule_iterations or self.iterations
         if self.init_rates == "restart":
             length = max(1, length - (self.start_step or 0))
-        specs = group_specs(
+        own = group_specs(
             self.groups,
             extent,
             length,
-            freeze=self.freeze,
-            exclude=self.exclude,
+            windows=parse_freezes(self.freeze, present_groups(self)),
+            excluded=set(map(attribute_name, self.exclude)),
             weight_decay=self.weight_decay,
             fit_rates=self.fit_rates,
         )
-        return specs if self.init_rates is None else warm_specs(specs, self, length)
+        if self.init_rates is not None:
+            own = warm_specs(own, self, length)
+        return own | joint_specs(self, extent)
 
     def make_strategy(self, extent: float) -> Strategy:
         """A fresh strategy for a scene of this extent."""
@@ -300,6 +335,8 @@ AT_LEAST = {
     "threads": 1,
     "max_gaussians": 1,
     "keep": 1,
+    "batch_size": 1,
+    "accumulate": 1,
     "sh_degree_every": 1,
     "checkpoint_every": 1,
     "test_every": 0,
@@ -319,6 +356,10 @@ FIXED = {  # what cannot change in a run, and why
     "test-every": "its test views must stay unseen",
     "sh-degree": "its harmonics are in the checkpoint",
     "seed": "its random choices have begun",
+    "optimize-poses": "what it trains beside the model is settled",
+    "exposure": "what it trains beside the model is settled",
+    "background-model": "it has one or none in its checkpoints",
+    "background-model-trainable": "its background is saved accordingly",
 }
 
 

@@ -18,6 +18,8 @@ Metrics = dict[
     str, Any
 ]  # {"test": {"psnr": ...}, "train": {...}, "views": {"test": {NAME: {"psnr": ...}}, ...}}
 OnView = Callable[[str, int, View, Tensor, Tensor], None]  # split, index, view, image, photo
+# camera, background, number among the training views (None for another view) -> image, info
+Render = Callable[[Camera, Tensor, int | None], tuple[Tensor, dict[str, Any]]]
 
 
 def render_view(
@@ -49,7 +51,7 @@ def render_view(
 
 @torch.no_grad()
 def evaluate_scene(
-    model: GaussianModel,
+    render: Render,
     scene: Scene,
     background: Tensor,
     *,
@@ -58,14 +60,19 @@ def evaluate_scene(
 ) -> Metrics:
     """PSNR, SSIM and L1 of the test views, and of as many training views (all where there are no test views).
 
-    Images are clipped to 0..1 first. `on_view` is called with (split, index, view, image, photo) after each;
-    `options` go to `render_view`. Views have their camera's name; a split without views has means None.
+    `render` makes the images, as `gsopt.joint.Joint.render` does; `options` go to it. Images are clipped to
+    0..1 first. `on_view` is called with (split, index, view, image, photo) after each. Views have their
+    camera's name; a split without views has means None.
     """
-    splits = {"test": scene.test, "train": spread(scene.train, len(scene.test) or len(scene.train))}
+    trained = list(enumerate(scene.train))
+    splits: dict[str, list[tuple[int | None, View]]] = {
+        "test": [(None, view) for view in scene.test],
+        "train": spread(trained, len(scene.test) or len(trained)),
+    }
     views: dict[str, dict[str, dict[str, float]]] = {"test": {}, "train": {}}
     for split, chosen in splits.items():
-        for index, view in enumerate(chosen):
-            image, _ = render_view(model, view.camera, background, **options)
+        for index, (number, view) in enumerate(chosen):
+            image, _ = render(view.camera, background, number, **options)
             image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
             views[split][view.camera.name] = image_metrics(image, photo)
             if on_view is not None:

@@ -2,17 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from gsopt.errors import InputError
-from gsopt.freeze_windows import ALWAYS, check_in_run, idle_steps, parse_freezes
+from gsopt.freeze_windows import ALWAYS, FreezeWindow, check_in_run, idle_steps, parse_freezes
 from gsopt.groups import GroupSpec, gaussian_specs
 from gsopt.model import ATTRIBUTES
 from gsopt.option_text import parse_options
 from gsopt.schedule_text import parse_schedule
-from gsopt.schedules import Schedule
 
 FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
 FITTED_RATES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation")  # opacity is fast enough as it is
@@ -39,8 +39,8 @@ class GroupOptions:
 
 
 @dataclass
-class Groups:
-    """One entry for each attribute of the model."""
+class ModelGroups:
+    """One entry for each attribute of a model."""
 
     xyz: GroupOptions = field(default_factory=GroupOptions)
     feature_dc: GroupOptions = field(default_factory=GroupOptions)
@@ -50,41 +50,54 @@ class Groups:
     opacity: GroupOptions = field(default_factory=GroupOptions)
 
 
-def check_groups(
-    groups: Groups,
-    freeze: Sequence[str],
-    exclude: Sequence[str],
-    *,
-    iterations: int,
-    schedule_iterations: int,
-) -> None:
-    """Raise InputError, naming the flag, for values that cannot be used in a run of so many iterations."""
-    for name in ATTRIBUTES:
-        given: GroupOptions = getattr(groups, name)
+@dataclass
+class Groups(ModelGroups):
+    """One entry for each attribute of the model, and for what is trained beside it."""
+
+    poses: GroupOptions = field(default_factory=GroupOptions)
+    exposure: GroupOptions = field(default_factory=GroupOptions)
+    background: ModelGroups = field(default_factory=ModelGroups)
+
+
+def check_groups(groups: Groups, schedule_iterations: int) -> None:
+    """Raise InputError, naming the flag, for options that cannot be used with schedules of so many steps."""
+    for name, given in named_options(groups).items():
         for option in ("lr", "weight_decay"):
             value = getattr(given, option)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{_flag(name, option)} {value:g}: expected 0 or more")
-        _schedule(name, given, schedule_iterations)
-        parse_options(given.options, _flag(name, "options"), OWN_FLAGS)
-    check_freezes(freeze, exclude, iterations)
+        given_changes(name, given, schedule_iterations)
 
 
-def check_freezes(freeze: Sequence[str], exclude: Sequence[str], iterations: int) -> None:
-    """Raise InputError for values of --freeze and --exclude that cannot be used in a run of that length."""
+def check_freezes(
+    freeze: Sequence[str],
+    exclude: Sequence[str],
+    iterations: int,
+    *,
+    present: Sequence[str] = ATTRIBUTES,
+    still: Sequence[str] = (),
+) -> None:
+    """Raise InputError for values of --freeze and --exclude that cannot be used in a run of that length.
+
+    Args:
+        freeze, exclude: as on the command line.
+        iterations: of the run.
+        present: names of the groups that it has.
+        still: those of them that are frozen anyway.
+    """
     for text in exclude:
-        if attribute_name(text) not in ATTRIBUTES:
+        if attribute_name(text) not in present:
             raise InputError(
-                f"--exclude {text}: no attribute is called {text!r}; there are {', '.join(ATTRIBUTES)}"
+                f"--exclude {text}: no attribute is called {text!r}; there are {', '.join(present)}"
             )
     excluded = [attribute_name(text) for text in exclude]
-    windows = parse_freezes(freeze, ATTRIBUTES)
+    windows = parse_freezes(freeze, present)
     check_in_run(windows, iterations)
     if both := [name for name in windows if name in excluded]:
         raise InputError(
             f"--freeze {both[0]}, --exclude {both[0]}: what is not in the optimizer needs no freeze; give one"
         )
-    idle = idle_steps(windows | dict.fromkeys(excluded, (ALWAYS,)), ATTRIBUTES, iterations)
+    idle = idle_steps(windows | dict.fromkeys((*excluded, *still), (ALWAYS,)), present, iterations)
     if idle is not None:
         raise InputError(
             f"--freeze, --exclude: in iterations {idle.start + 1} to {idle.stop} that is every attribute, "
@@ -92,46 +105,79 @@ def check_freezes(freeze: Sequence[str], exclude: Sequence[str], iterations: int
         )
 
 
+def named_options(groups: Groups) -> dict[str, GroupOptions]:
+    """The options of each group by its name: "xyz", "poses", "background.xyz"."""
+    own = {name: getattr(groups, name) for name in (*ATTRIBUTES, "poses", "exposure")}
+    return own | {f"background.{name}": getattr(groups.background, name) for name in ATTRIBUTES}
+
+
 def group_specs(
-    groups: Groups,
+    groups: ModelGroups,
     extent: float,
     iterations: int,
     *,
-    freeze: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    windows: Mapping[str, Sequence[FreezeWindow]] = MappingProxyType({}),
+    excluded: Container[str] = (),
     weight_decay: float = 0.0,
     fit_rates: bool = True,
+    prefix: str = "",
 ) -> dict[str, GroupSpec]:
-    """The group table of a run: the original's, with what the settings change.
+    """The group table of a model: the original's, with what the settings change.
 
     Args:
         groups: changes attribute by attribute.
         extent: size of the scene, world units.
         iterations: length of the run that schedules and rates are made for, in optimizer steps.
-        freeze, exclude: attributes as on the command line.
+        windows, excluded: by names of groups; those of other models do not matter.
         weight_decay: of the groups that state none of their own.
         fit_rates: raise rates in short runs, see :func:`fitted_rate`.
+        prefix: of the names of the groups, "background." for example.
     """
-    windows, excluded = parse_freezes(freeze, ATTRIBUTES), {attribute_name(text) for text in exclude}
     specs = gaussian_specs(extent=extent, iterations=iterations)
-    for name in ATTRIBUTES:
-        given: GroupOptions = getattr(groups, name)
-        frozen = windows.get(name, ())
-        changes: dict[str, Any] = {
-            "frozen": frozen == (ALWAYS,),
-            "freeze": () if frozen == (ALWAYS,) else frozen,
-            "optimize": name not in excluded,
-            "weight_decay": weight_decay if given.weight_decay is None else given.weight_decay,
-            "options": parse_options(given.options, _flag(name, "options"), OWN_FLAGS),
-        }
+    for attribute in ATTRIBUTES:
+        given: GroupOptions = getattr(groups, attribute)
+        name = prefix + attribute
+        changes: dict[str, Any] = {"weight_decay": weight_decay}
         if fit_rates:
-            changes["lr"] = specs[name].lr * fitted_rate(name, iterations)
-        if given.lr is not None:
-            changes["lr"] = given.lr * (extent if name == "xyz" else 1.0)
-        if (schedule := _schedule(name, given, iterations)) is not None:
-            changes["schedule"] = schedule
-        specs[name] = dataclasses.replace(specs[name], **changes)
-    return specs
+            changes["lr"] = specs[attribute].lr * fitted_rate(attribute, iterations)
+        changes |= given_changes(name, given, iterations, unit=extent if attribute == "xyz" else 1.0)
+        changes |= stillness(name, windows, excluded)
+        specs[attribute] = dataclasses.replace(specs[attribute], **changes)
+    return {prefix + attribute: spec for attribute, spec in specs.items()}
+
+
+def given_changes(name: str, given: GroupOptions, iterations: int, unit: float = 1.0) -> dict[str, Any]:
+    """Fields of a `GroupSpec` that options state.
+
+    Args:
+        name: of the group.
+        given: its options.
+        iterations: length of the run that a schedule is made for, in optimizer steps.
+        unit: of the learning rate.
+
+    Raises:
+        InputError: a schedule or an option that cannot be read; the message names the flag.
+    """
+    changes: dict[str, Any] = {"options": parse_options(given.options, _flag(name, "options"), OWN_FLAGS)}
+    if given.lr is not None:
+        changes["lr"] = given.lr * unit
+    if given.weight_decay is not None:
+        changes["weight_decay"] = given.weight_decay
+    if given.schedule is not None:
+        try:
+            changes["schedule"] = parse_schedule(given.schedule, iterations)
+        except InputError as error:
+            raise InputError(f"{_flag(name, 'schedule')}: {error}") from None
+    return changes
+
+
+def stillness(
+    name: str, windows: Mapping[str, Sequence[FreezeWindow]], excluded: Container[str]
+) -> dict[str, Any]:
+    """Fields of a `GroupSpec` that say when the group is not trained."""
+    frozen = tuple(windows.get(name, ()))
+    always = frozen == (ALWAYS,)
+    return {"frozen": always, "freeze": () if always else frozen, "optimize": name not in excluded}
 
 
 def fitted_rate(attribute: str, iterations: int) -> float:
@@ -148,16 +194,6 @@ def fitted_rate(attribute: str, iterations: int) -> float:
 def attribute_name(text: str) -> str:
     """The attribute that a flag's value names: "feature-rest" is feature_rest."""
     return text.replace("-", "_")
-
-
-def _schedule(name: str, given: GroupOptions, iterations: int) -> Schedule | None:
-    """The schedule given for a group; None if there is none."""
-    if given.schedule is None:
-        return None
-    try:
-        return parse_schedule(given.schedule, iterations)
-    except InputError as error:
-        raise InputError(f"{_flag(name, 'schedule')}: {error}") from None
 
 
 def _flag(name: str, option: str) -> str:

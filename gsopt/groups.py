@@ -112,10 +112,10 @@ def build_groups(
     """Parameter groups for any torch optimizer: each trainable parameter in exactly one, as `specs` say.
 
     A parameter's full name is its name in its module, after the module's key and a dot if `models` is a
-    dict. The spec it gets is the first that there is of: its full name; the start of it ("poses" for
-    "poses.weight"), the longest first; the end of it ("xyz" for "coarse.xyz"), the longest first. So
-    "coarse.xyz" beats "xyz". Parameters with one spec make one group of its name; in a dict of modules a
-    spec for the end of the name makes one group a module, "coarse.xyz" and "fine.xyz".
+    dict; the key "" adds nothing. The spec it gets is the first that there is of: its full name; the start of
+    it ("poses" for "poses.weight"), the longest first; the end of it ("xyz" for "coarse.xyz"), the longest
+    first. So "coarse.xyz" beats "xyz". Parameters with one spec make one group of its name; in a dict of
+    modules a spec for the end of the name makes one group a module, "coarse.xyz" and "fine.xyz".
 
     A parameter that does not require grad stays so: its group begins frozen. It needs no spec. A group with
     a window that begins at step 0 begins frozen, too; :func:`apply_freezes` does the rest.
@@ -270,7 +270,8 @@ def _named_parameters(models: Any) -> Iterator[tuple[str, str, nn.Parameter]]:
     elif isinstance(models, Mapping):
         for key, value in models.items():
             if isinstance(value, nn.Module):
-                yield from ((key, f"{key}.{name}", parameter) for name, parameter in value.named_parameters())
+                prefix = f"{key}." if key else ""
+                yield from ((key, prefix + name, parameter) for name, parameter in value.named_parameters())
             elif isinstance(value, nn.Parameter):
                 yield "", key, value
             else:

@@ -1,19 +1,23 @@
 """What a run tells while it trains: TensorBoard events, and the progress line of the terminal.
 
 Tags are those of the original 3DGS where it has one; the others are ours. Writing is cheap enough to leave
-on: losses every 10 steps as one event, norms every 50.
+on: losses every 10 steps as one event, norms every 50. docs/monitoring.md lists every tag, and the cost.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gsopt import pictures
+
 LOSSES_EVERY = 10  # steps between the events of losses, learning rates, counts
 NORMS_EVERY = 50  # steps between the events of norms: they read every parameter, gradient and moment
 PICTURES = 4  # views of each split whose pictures are kept
+HISTOGRAM_BINS = 64  # equal ones; those that the writer has by default take ten times as long
 PSNR_MEMORY = 0.9  # weight of the past in the running PSNR, one training view every LOSSES_EVERY steps
 
 
@@ -55,27 +59,27 @@ class Monitor:
     def norms(self, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
         """Around `optimizer.step()`: norms of each group's gradient, update and moments.
 
-        `update_norm` is relative: norm of the change over norm of the parameter. `moment_norm` is that of the
-        first moment (Adam's `exp_avg`, SGD's `momentum_buffer`).
+        `update_norm` is relative: norm of the change over norm of the parameter before; 0 where that is 0.
+        `moment_norm` is that of the first moment (Adam's `exp_avg`, SGD's `momentum_buffer`), 0 where the
+        optimizer has none.
         """
         if self.writer is None or step % NORMS_EVERY:
             yield
             return
-        values: dict[str, float] = {}
-        before = [
-            [p.detach() if p.grad is None else p.detach().clone() for p in group["params"]]
-            for group in optimizer.param_groups
-        ]
-        for group in optimizer.param_groups:
-            values[f"grad_norm/{group['name']}"] = _norm(p.grad for p in group["params"])
+        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
+        values = {f"grad_norm/{name}": _norm(p.grad for p in params) for name, params in groups.items()}
+        sizes = {name: _norm(params) for name, params in groups.items()}
+        moving = [(name, p) for name, params in groups.items() for p in params if p.grad is not None]
+        before = [parameter.detach().clone() for _, parameter in moving]  # all else stays as it is
         yield
-        for group, old in zip(optimizer.param_groups, before, strict=True):
-            params = group["params"]
-            change = _norm(p.detach() - q for p, q in zip(params, old, strict=True))
-            values[f"update_norm/{group['name']}"] = change / max(_norm(old), 1e-12)
+        changes: dict[str, list[Tensor]] = {name: [] for name in groups}
+        for (name, parameter), old in zip(moving, before, strict=True):
+            changes[name].append(old.sub_(parameter.detach()))
+        for name, params in groups.items():
             states = [optimizer.state.get(p, {}) for p in params]
             moments = (state.get("exp_avg", state.get("momentum_buffer")) for state in states)
-            values[f"moment_norm/{group['name']}"] = _norm(moments)
+            values[f"update_norm/{name}"] = _norm(changes[name]) / sizes[name] if sizes[name] else 0.0
+            values[f"moment_norm/{name}"] = _norm(moments)
         self.scalars(values, step)
 
     def refinement(self, cloned: int, split: int, pruned: int, step: int) -> None:
@@ -94,19 +98,27 @@ class Monitor:
         if self.writer is None:
             return
         tag = f"{split}_view_{Path(name).with_suffix('').as_posix().replace('/', '_')}"
-        self.writer.add_image(f"{tag}/render", render.clamp(0, 1), step, dataformats="HWC")
+        self._image(f"{tag}/render", render, step)
         if tag not in self.pictured:
             self.pictured.add(tag)
-            self.writer.add_image(f"{tag}/ground_truth", photo.clamp(0, 1), step, dataformats="HWC")
+            self._image(f"{tag}/ground_truth", photo, step)
+
+    def _image(self, tag: str, image: Tensor, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        height, width, _ = image.shape
+        encoded = pictures.png(image)
+        value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=value)]), step)
 
     def histograms(self, opacities: Tensor, scales: Tensor, step: int) -> None:
         """How opaque, 0..1, and how large, log10 of world units, the Gaussians are that have a size."""
         if self.writer is None or not len(opacities):
             return
-        self.writer.add_histogram("scene/opacity_histogram", opacities, step)
+        self.writer.add_histogram("scene/opacity_histogram", opacities, step, bins=HISTOGRAM_BINS)
         sizes = scales.amax(dim=-1).log10()
         if (shown := sizes.isfinite()).any():
-            self.writer.add_histogram("scene/scale_histogram", sizes[shown], step)
+            self.writer.add_histogram("scene/scale_histogram", sizes[shown], step, bins=HISTOGRAM_BINS)
 
     def text(self, tag: str, content: str) -> None:
         """A text shown once, such as the configuration."""
@@ -174,7 +186,7 @@ class Progress:
         self.bar.close()
 
 
-def _norm(tensors) -> float:
+def _norm(tensors: Iterable[Tensor | None]) -> float:
     """Euclidean norm of all of them together; None counts as zero."""
-    squares = [t.detach().square().sum() for t in tensors if t is not None]
-    return torch.stack(squares).sum().sqrt().item() if squares else 0.0
+    norms = [torch.linalg.vector_norm(tensor.detach()).item() for tensor in tensors if tensor is not None]
+    return math.hypot(*norms)

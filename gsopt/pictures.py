@@ -3,6 +3,7 @@
 Images are float tensors [H, W, 3] with values in 0..1.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,15 @@ ERROR_AT_WHITE = 0.5  # mean absolute difference over the channels that is drawn
 def to_uint8(image: Tensor) -> Tensor:
     """[H, W, 3] uint8 on the CPU, rounded."""
     return (image.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+
+def png(image: Tensor) -> bytes:
+    """One image as an 8-bit PNG, written fast rather than small."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(to_uint8(image).numpy(), "RGB").save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def save_png(image: Tensor, path: Path) -> None:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class StepResult:
     """What one step leaves for the reports. Tensors stay on the device; nothing has waited for them."""
 
-    loss: Tensor  # []
-    terms: dict[str, Tensor]  # what the loss is made of, by name, each []
-    image: Tensor  # [H, W, 3], before the update
-    photo: Tensor  # [H, W, 3], float32 in 0..1 or uint8
+    loss: Tensor  # [], mean over the views of the step
+    terms: dict[str, Tensor]  # what the loss is made of, by name, each [], means over the views
+    image: Tensor  # [H, W, 3] of the step's last view, before the update
+    photo: Tensor  # [H, W, 3] of the same view, float32 in 0..1 or uint8
     refined: Refinement  # how many Gaussians were cloned, split, pruned
 
 
@@ -50,8 +50,8 @@ class Recorder:
             trainer.run = trainer.run.claim()
         config = dataclasses.replace(trainer.config, resume=None, output=trainer.run.path)
         write_json(trainer.run.config, config.to_json())
-        views = [*trainer.scene.train, *trainer.scene.test]
-        write_json(trainer.run.cameras, [camera_to_json(view.camera, i) for i, view in enumerate(views)])
+        cameras = [view.camera for view in (*trainer.scene.train, *trainer.scene.test)]
+        write_json(trainer.run.cameras, [camera_to_json(camera, i) for i, camera in enumerate(cameras)])
         trainer.monitor = Monitor(trainer.run.path, first_step=trainer.step + 1)
         if (locked := trainer.model.locked) is not None:
             trainer.monitor.scalars({"gaussians/locked": int(locked.sum())}, trainer.step)
@@ -74,6 +74,7 @@ class Recorder:
             self._require_finite()
             self._save_checkpoint()
         if step in config.save_iterations:
+            self._require_finite()
             self._save_ply()
         if step in config.test_iterations:
             self._require_finite()
@@ -127,13 +128,13 @@ class Recorder:
     def _require_finite(self) -> None:
         """Nothing good is overwritten by a model that has diverged: the run ends here."""
         trainer = self.trainer
-        for name, parameter in trainer.model.named_parameters():
-            used = trainer.model.scales if name == "scaling" else parameter  # e^x overflows before x does
+        for name, parameter in trainer.joint.named_parameters():
+            used = parameter.exp() if name.endswith("scaling") else parameter  # e^x overflows before x does
             if not used.isfinite().all():
                 newest = checkpoint.latest(trainer.run.checkpoints)
                 raise InputError(
                     f"iteration {trainer.step}: {name} is not finite, the training has diverged; "
-                    f"lower its learning rate (--groups.{name.replace('_', '-')}.lr). "
+                    f"lower its learning rate (--groups.{name.removesuffix('.delta').replace('_', '-')}.lr). "
                     f"Newest checkpoint: {newest or 'none'}"
                 )
 
@@ -151,8 +152,24 @@ class Recorder:
         progress.show(terms["total"], psnr(result.image, photo).item(), trainer.model.num_gaussians)
 
     def _save_ply(self) -> None:
-        with self.trainer.clock("save"):
-            self.trainer.model.save_ply(self.trainer.run.ply(self.trainer.step))
+        """The model, and beside it what else its pictures depend on."""
+        trainer = self.trainer
+        train, test = trainer.scene.train, trainer.scene.test
+        with trainer.clock("save"):
+            ply = trainer.run.ply(trainer.step)
+            trainer.joint.save_beside(
+                ply,
+                [view.camera.name for view in train],
+                background=trainer.config.background_model_trainable,
+            )
+            trainer.model.save_ply(ply)
+            if trainer.joint.poses is not None:
+                refined = [trainer.joint.refined(view.camera, i) for i, view in enumerate(train)]
+                cameras = [*refined, *(view.camera for view in test)]
+                write_json(
+                    trainer.run.refined_cameras,
+                    [camera_to_json(camera, i) for i, camera in enumerate(cameras)],
+                )
 
     def _save_checkpoint(self) -> None:
         trainer = self.trainer

@@ -2,10 +2,13 @@
 
 config.json                                      the settings, as the numbers used
 cameras.json                                     every camera, for viewers
+cameras_refined.json                             the same after --optimize-poses
 events.out.tfevents.*                            TensorBoard
 checkpoints/step_00001000.pt                     all that is needed to continue
 point_cloud/iteration_1000/point_cloud.ply       the model
 history.json                                     the tests on the way so far
+point_cloud/iteration_1000/background.ply        the second model, if it is trained
+point_cloud/iteration_1000/views.json            pose and exposure of each training view, if they are trained
 metrics.json                                     PSNR, SSIM, L1 at the end
 metrics_1000.json, metrics_changed.json          of an older model, or seen with other settings
 renders/comparison.png                           a few test views: photo | render | error
@@ -32,6 +35,7 @@ class RunFolder:
         self._others = others
         self.config = self.path / "config.json"
         self.cameras = self.path / "cameras.json"
+        self.refined_cameras = self.path / "cameras_refined.json"
         self.metrics = self.path / "metrics.json"
         self.history = self.path / "history.json"
         self.checkpoints = self.path / "checkpoints"

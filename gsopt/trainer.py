@@ -1,10 +1,14 @@
-"""Training. READ FIRST: `Trainer.train_step` is the whole method, one update of a model from one photo.
+"""Training. READ FIRST: `Trainer.train_step` is the whole method, one update of a model from photos.
 
-    view -> freezes -> activate -> rasterize -> loss -> backward -> observe -> optimizer -> refine
+    freezes -> for each view: activate -> rasterize -> loss -> backward -> observe
+    -> mean of the gradients -> optimizer -> refine -> learning rates of the next step
+
+A step has `--batch-size` x `--accumulate` views, by default one.
 
 `Trainer.train` repeats it, while a `Recorder` keeps the run on disk; what is below that prepares. Each part
-is in its own file: parameters in `model`, rates and freezes in `groups`, which Gaussians grow or die in
-`strategy`, how rows move in `surgery`, images in `render`, settings in `config`.
+is in its own file: parameters in `model`, what is trained beside it in `joint`, rates and freezes in
+`groups`, which Gaussians grow or die in `strategy`, how rows move in `surgery`, images in `render`, settings
+in `config`.
 
     >>> Trainer(TrainConfig(scene=Path("data/scene"))).train()["test"]["psnr"]
 """
@@ -17,18 +21,22 @@ import torch
 from torch import Tensor
 
 from gsopt import checkpoint, pictures
+from gsopt.batches import average_gradients, mean_terms, scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
-from gsopt.evaluation import Metrics, evaluate_scene, render_view
+from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.formats import Splat
+from gsopt.group_options import attribute_name
 from gsopt.groups import apply_freezes, build_groups, build_scheduler
+from gsopt.joint import Joint
+from gsopt.joint_options import present_groups, still_groups
 from gsopt.locks import check_something_moves, clear_locked_gradients, hold_locked, lock, unlock
 from gsopt.losses import photometric
-from gsopt.model import GaussianModel
+from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state
 from gsopt.recorder import Recorder, StepResult
@@ -46,7 +54,7 @@ SAVED = (  # in every checkpoint
 
 
 class Trainer:
-    """One run: a scene, a model, its optimizer and its strategy.
+    """One run: a scene, a model with what is trained beside it (`joint`), its optimizer and its strategy.
 
     Args:
         config: all settings.
@@ -86,6 +94,7 @@ class Trainer:
             if model is None:
                 model = GaussianModel() if saved else config.first_model(scene, start)
             self.scene, self.model = scene, model.to(self.device)
+            self.joint = Joint.of_config(config, scene, self.model, read=not saved)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
         self.specs = config.specs(self.scene.extent)
         strategy = strategy if strategy is not None else config.make_strategy(self.scene.extent)
@@ -108,21 +117,17 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ the method
 
     def train_step(self) -> StepResult:
-        """One view, one update of every group that is not frozen, and what the strategy makes of it."""
+        """One update of every group that is not frozen, by the mean loss of one view or several.
+
+        Then what the strategy makes of it.
+        """
         self.step += 1
         apply_freezes(self.optimizer, self.specs, self.step - 1)
-        view = self.views.view(self.order.next(), self.reduction)
-        background = self._step_background()
-        photo = self._photo(view, background)
-
-        image, info = render_view(
-            self.model, view.camera, background, sh_degree=self.sh_degree, **self.render_options
-        )
-        if self.strategy.needs_grad2d(self.step):
-            keep_gradient(info["means2d"])
-        loss, terms = photometric(image, photo, self.config.ssim_weight)
-        loss.backward()
-        self.strategy.observe(self.model, info, self.step)
+        losses = []
+        for _ in range(self.config.views_per_step):
+            terms, image, photo = self._backward()
+            losses.append(terms)
+        average_gradients(self.optimizer, len(losses))
 
         clear_locked_gradients(self.model)
         with self.monitor.norms(self.optimizer, self.step), hold_locked(self.model, self.optimizer):
@@ -130,7 +135,28 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         refined = self.strategy.refine(self.model, self.optimizer, self.step, self.generator)
         self.scheduler.step()  # to the learning rates of the next step
-        return StepResult(loss.detach(), terms, image.detach(), photo, refined)
+        terms = mean_terms(losses)
+        return StepResult(terms.pop("total"), terms, image, photo, refined)
+
+    def _backward(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Render the next view and add the gradients of its loss to those that there are.
+
+        Returns the loss's terms and "total", the image and the photo.
+        """
+        number = self.order.next()
+        view = self.views.view(number, self.reduction)
+        background = self._view_background()
+        photo = self._photo(view, background)
+
+        image, info = self.joint.render(
+            view.camera, background, number, sh_degree=self.sh_degree, **self.render_options
+        )
+        if self.strategy.needs_grad2d(self.step):
+            keep_gradient(info["means2d"])
+        loss, terms = photometric(image, photo, self.config.ssim_weight)
+        loss.backward()
+        self.strategy.observe(self.model, info, self.step)
+        return terms | {"total": loss.detach()}, image.detach(), photo
 
     def train(self) -> Metrics:
         """Train to the last iteration and return what is then in the run's `metrics.json`.
@@ -186,7 +212,7 @@ class Trainer:
 
         with self.clock("evaluate"):
             options = self.render_options | {"sh_degree": self.sh_degree}
-            metrics = evaluate_scene(self.model, self.scene, self.background, on_view=look, **options)
+            metrics = evaluate_scene(self.joint.render, self.scene, self.background, on_view=look, **options)
             for split in ("test", "train"):
                 self.monitor.evaluation(split, metrics[split], self.step)
             self.monitor.histograms(self.model.opacities, self.model.scales, self.step)
@@ -200,11 +226,12 @@ class Trainer:
         Recorder(self).save()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as a checkpoint holds it: the entries are `SAVED`."""
+        """All that the rest of the run depends on, as a checkpoint holds it: `SAVED` and "joint"."""
         return {
             "step": self.step,
             "first_sh_degree": self.first_sh_degree,
             "model": self.model.state_dict(),
+            "joint": self.joint.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
             "strategy_kind": type(self.strategy).__name__,
@@ -218,11 +245,14 @@ class Trainer:
     # -------------------------------------------------------------------------------- what a step stands on
 
     def _build_optimizer(self) -> None:
-        """Groups, optimizer and schedules over the model's parameters as they are, at step 0."""
+        """Groups, optimizer and schedules over all parameters as they are, at step 0."""
         native = self.device.type == "cpu" and self.config.backend == "auto"
-        groups = build_groups(self.model, self.specs)
+        groups = build_groups(self.joint.models, self.specs)
         self.optimizer = build_optimizer(self.config.optimizer, groups, native=native)
-        self.scheduler = build_scheduler(self.optimizer, self.specs)
+        specs = self.specs
+        if self.config.scale_rates:
+            specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)
+        self.scheduler = build_scheduler(self.optimizer, specs)
 
     def _begin(self, start: Splat | None) -> None:
         """A new optimizer, with the moments that came with the Gaussians in a file."""
@@ -244,11 +274,12 @@ class Trainer:
                 unlock(self.model)
             if config.lock:
                 lock(self.model, config.lock, config.lock_attributes)
-        whole_run = [text for text in (*config.freeze, *config.exclude) if "@" not in text]
-        check_something_moves(self.model, still=whole_run)
+        still = {attribute_name(text) for text in (*config.freeze, *config.exclude) if "@" not in text}
+        if still.union(still_groups(config), ATTRIBUTES).issuperset(present_groups(config)):
+            check_something_moves(self.model, still=still.intersection(ATTRIBUTES))
 
-    def _step_background(self) -> Tensor:
-        """[3] behind the Gaussians in this step."""
+    def _view_background(self) -> Tensor:
+        """[3] behind the Gaussians in the next view."""
         if self.config.background == "random":
             return torch.rand(3, generator=self.generator, device="cpu").to(self.device)
         return self.background
@@ -281,6 +312,7 @@ class Trainer:
         self._check_views()
         self.step, self.first_sh_degree = state["step"], state["first_sh_degree"]
         self.model.load_state_dict(state["model"], take_sh_degree=True)
+        self.joint.load_state_dict(state.get("joint", {}))  # older checkpoints have no such entry
         self._build_optimizer()
         report = load_optimizer_state(self.optimizer, state["optimizer"], strict=False)
         if not report.complete and not self.config.quiet:

@@ -54,6 +54,13 @@ def test_the_file_has_every_number_and_can_be_compared_with(tmp_path, capsys):
     assert "device CPU, 2 threads -> CPU, 1 thread" in out
 
 
+def test_what_tensorboard_costs(tmp_path, capsys):
+    cost = written(tmp_path / "a.json", "--sizes", TINY, "--monitor")["monitor"]
+    assert cost["share"] == pytest.approx(cost["writing"] / cost["without"] - 1)
+    assert "writing TensorBoard events: " in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 @pytest.fixture(scope="module")
 def ball(tmp_path_factory):
     return scenes.write_nerf_synthetic(tmp_path_factory.mktemp("bench") / "ball", points=60)

@@ -51,6 +51,15 @@ def test_train_says_what_it_does(ball, tmp_path, capsys):
         str(tmp_path / "a"),
     ):
         assert word in out
+    assert "--accumulate" not in out
+
+
+def test_train_with_several_views_a_step(ball, tmp_path, capsys):
+    flags = ["--iterations", 3, "--accumulate", 2, "--batch-size", 8, "--scale-rates"]
+    gsopt("train", "--scene", ball, "--output", tmp_path / "a", *flags, *QUICK)
+    line = "step      of 16 views: --batch-size 8 x --accumulate 2, all rates x4.00 (--scale-rates)"
+    assert line in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["iterations"] == 3
 
 
 def test_train_says_what_is_frozen_when(ball, tmp_path, capsys):
@@ -105,17 +114,23 @@ def test_evaluating_an_older_model_does_not_unfinish_a_run(run, tmp_path, capsys
 
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize(
-    ("flags", "idle"),
+    ("flags", "idle", "why"),
     [
-        (["--max-gaussians", "90"], "--max-gaussians"),
-        (["--densify.absgrad", "--densify.refine-every", "9"], "--densify.refine-every, --densify.absgrad"),
-        ([], None),
+        (["--max-gaussians", "90"], "--max-gaussians", "of --strategy none"),
+        (
+            ["--densify.absgrad", "--densify.refine-every", "9"],
+            "--densify.refine-every, --densify.absgrad",
+            "of --strategy none",
+        ),
+        (["--scale-rates"], "--scale-rates", "a step has one view"),
+        (["--scale-rates", "--accumulate", "2"], None, ""),
+        ([], None, ""),
     ],
 )
-def test_settings_without_effect(run, capsys, flags, idle):
+def test_settings_without_effect(run, capsys, flags, idle, why):
     gsopt("train", "--resume", run, *flags)
     err = capsys.readouterr().err
-    assert err == (f"gsopt: warning: {idle}: without effect, because of --strategy none\n" if idle else "")
+    assert err == (f"gsopt: warning: {idle}: without effect, because {why}\n" if idle else "")
 
 
 def test_a_finished_run_goes_on_for_longer(ball, tmp_path, capsys):

@@ -96,6 +96,7 @@ def test_flags():
         *["--save-iterations", "6", "--background", "random", "--sh-degree", "2", "--ssim-weight", "0.3"],
         *["--test-every", "4", "--resolution", "77", "--images", "images_4", "--densify.refine-every", "8"],
         *["--schedule-iterations", "70", "--antialiased", "--quiet"],
+        *["--accumulate", "3", "--batch-size", "2", "--scale-rates"],
     )
     expected = TrainConfig(
         scene=Path("fox"), output=Path("out"), iterations=7, seed=3, device="cpu", threads=2, strategy="none",
@@ -103,7 +104,7 @@ def test_flags():
         weight_decay=0.1, exclude=("opacity",), optimizer="sgd",
         checkpoint_every=5, keep=4, init=Path("a.ply"), test_iterations=(2, 4), save_iterations=(6,),
         background="random", sh_degree=2, ssim_weight=0.3, test_every=4, resolution=77, images="images_4",
-        schedule_iterations=70, antialiased=True, quiet=True,
+        schedule_iterations=70, antialiased=True, quiet=True, accumulate=3, batch_size=2, scale_rates=True,
         groups=Groups(
             xyz=GroupOptions(lr=1e-4),
             feature_rest=GroupOptions(weight_decay=1e-3),

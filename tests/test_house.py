@@ -25,7 +25,7 @@ HOUSE = {
     "settings": set(),
     "pictures": set(),
     "text": set(),
-    "monitor": set(),
+    "monitor": {"pictures"},
     "device": set(),
     "native": set(),
     "losses": {"native"},
@@ -40,21 +40,38 @@ HOUSE = {
     "formats": {"checkpoint", "datasets", "geometry", "groups"},
     "editing": {"formats", "geometry", "regions"},
     "locks": {"model", "regions", "surgery"},
+    "poses": set(),
+    "exposure": {"runtime"},
     "optim": {"native"},
+    "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "option_text"}
 HOUSE["warm_start"] = {"formats", "groups", "model", "optim", "schedules"}
-HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options", "warm_start"}
+HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {
+    *("group_options", "joint_options", "warm_start"),
+}
 HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "settings", "text"}
+HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
+HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["trainer"] = BELOW | {"config", "recorder", "warm_start"}
-HOUSE["bench"] = BELOW | {"group_options", "config", "trainer"}
+HOUSE["trainer"] = BELOW | {"config", "group_options", "joint", "joint_options", "recorder", "warm_start"}
+HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {
-    *("group_options", "config", "trainer", "bench", "sweep", "inspection", "commands"),
+    *(
+        "group_options",
+        "joint_options",
+        "config",
+        "joint",
+        "trainer",
+        "bench",
+        "sweep",
+        "inspection",
+        "commands",
+    ),
 }
 HOUSE["__main__"] = {"commands"}
 

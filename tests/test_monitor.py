@@ -3,10 +3,18 @@
 import io
 
 import pytest
+import scenes
 import torch
+from optimizing import fill_gradients, train
 from PIL import Image
 
+from gsopt.config import TrainConfig
+from gsopt.datasets import load_scene
+from gsopt.groups import GroupSpec, build_groups, build_scheduler, gaussian_specs
+from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import NORMS_EVERY, Monitor
+from gsopt.optim import build_optimizer
+from gsopt.trainer import Trainer
 
 
 def near(value):
@@ -70,6 +78,107 @@ def test_groups_and_norms(tmp_path, optimizer):
     for tag, value in expected.items():
         [(step, found)] = series(tmp_path, tag)
         assert (step, found) == (NORMS_EVERY, near(value)), tag
+
+
+OPTIMIZERS = {  # name and options: the entry of its state that is a first moment, None where it has none
+    "adam": ({}, "exp_avg"),
+    "adamw": ({}, "exp_avg"),
+    "sgd": ({"momentum": 0.9}, "momentum_buffer"),
+    "sgd without momentum": ({}, None),
+    "adagrad": ({}, None),
+}
+PER_GROUP = ("lr", "frozen", "grad_norm", "update_norm", "moment_norm")
+
+
+def norm(tensor: torch.Tensor) -> float:
+    return tensor.detach().double().square().sum().sqrt().item()
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS)
+@pytest.mark.parametrize("native", [False, True])
+def test_every_group_has_every_tag(tmp_path, case, native):
+    """Two models in one optimizer, one group frozen, one excluded: all values, written by each optimizer."""
+    options, moment = OPTIMIZERS[case]
+    models = {"scene": GaussianModel(20), "poses": torch.nn.Embedding(3, 6)}
+    with torch.no_grad():
+        for parameter in models["scene"].parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    specs = gaussian_specs(extent=1.0, iterations=100) | {"poses": GroupSpec(0.5)}
+    specs |= {"scaling": GroupSpec(0.1, frozen=True), "rotation": GroupSpec(0.1, optimize=False)}
+    optimizer = build_optimizer(case.split()[0], build_groups(models, specs), native=native, **options)
+    train(optimizer, steps=2)
+    scheduler = build_scheduler(optimizer, specs)
+
+    monitor = Monitor(tmp_path)
+    fill_gradients(optimizer, torch.Generator().manual_seed(5))
+    before = {group["name"]: group["params"][0].detach().clone() for group in optimizer.param_groups}
+    with monitor.norms(optimizer, NORMS_EVERY):
+        optimizer.step()
+    monitor.groups(optimizer, NORMS_EVERY)
+    monitor.close()
+
+    expected = {}
+    for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        name, parameter = group["name"], group["params"][0]
+        state = optimizer.state.get(parameter, {})
+        frozen = name == "scene.scaling"
+        values = {
+            "lr": lr,
+            "frozen": float(frozen),
+            "grad_norm": 0.0 if frozen else norm(parameter.grad),
+            "update_norm": norm(parameter - before[name]) / norm(before[name]),
+            "moment_norm": norm(state[moment]) if moment and not frozen else 0.0,
+        }
+        assert frozen == (values["update_norm"] == 0)
+        expected |= {f"{tag}/{name}": value for tag, value in values.items()}
+    found = {tag: read(tmp_path).Scalars(tag) for tag in read(tmp_path).Tags()["scalars"]}
+    assert len(expected) == 6 * len(PER_GROUP)  # five of the scene's six and the poses
+    assert found.keys() == expected.keys()
+    for tag, value in expected.items():
+        assert [(event.step, event.value) for event in found[tag]] == [(NORMS_EVERY, near(value))], tag
+
+
+def test_an_update_of_zeros_has_no_relative_norm(tmp_path):
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = build_optimizer("sgd", build_groups({"poses": parameter}, {"poses": GroupSpec(0.1)}))
+    parameter.grad = torch.ones(3)
+    monitor = Monitor(tmp_path)
+    with monitor.norms(optimizer, NORMS_EVERY):
+        optimizer.step()
+    monitor.close()
+    assert series(tmp_path, "update_norm/poses") == [(NORMS_EVERY, 0.0)]
+    assert parameter.abs().max() > 0
+
+
+def test_a_run_writes_them(tmp_path):
+    ball = load_scene(scenes.write_nerf_synthetic(tmp_path / "ball", points=40))
+    config = TrainConfig(
+        scene=ball.path,
+        output=tmp_path / "run",
+        iterations=2 * NORMS_EVERY,
+        test_iterations=(),
+        save_iterations=(),
+        device="cpu",
+        quiet=True,
+        strategy="none",
+        accumulate=2,
+        freeze=("xyz",),
+        exclude=("opacity",),
+    )
+    Trainer(config, scene=ball).train()
+    names = set(ATTRIBUTES) - {"opacity"}
+    tags = set(read(config.output).Tags()["scalars"])
+    assert {tag for tag in tags if tag.startswith(tuple(f"{kind}/" for kind in PER_GROUP))} == {
+        f"{kind}/{name}" for kind in PER_GROUP for name in names
+    }
+    for name in names:
+        frozen = name == "xyz"
+        assert series(config.output, f"frozen/{name}") == [(step, frozen) for step in range(10, 101, 10)]
+        for kind in ("grad_norm", "update_norm", "moment_norm"):
+            values = series(config.output, f"{kind}/{name}")
+            assert [step for step, _ in values] == [NORMS_EVERY, 2 * NORMS_EVERY]
+            moved = [value > 0 for _, value in values]
+            assert moved == [not frozen] * 2 or name == "feature_rest"  # whose bands come into play at 100
 
 
 def test_norms_between_the_intervals_cost_nothing(tmp_path, optimizer):

@@ -6,6 +6,7 @@ from typing import Any
 from gsopt.bench.machine import COPY_BYTES, MATMUL_SIDE
 from gsopt.bench.measure import Case
 from gsopt.bench.model import LANES
+from gsopt.bench.monitoring import MonitorCost
 from gsopt.bench.studies import Growth
 from gsopt.text import table
 
@@ -161,6 +162,12 @@ def growth_lines(growth: Growth) -> list[str]:
     header = [f"  {growth.by}", *(f"{amount:,}" for amount in growth.amounts), "exponent"]
     fixed = "image 400x400, coverage" if growth.by == "gaussians" else "30,000 Gaussians"
     return ["", f"growing {growth.by} (fixed: {fixed}), ms", *table(header, rows)]
+
+
+def monitor_lines(cost: MonitorCost) -> list[str]:
+    """What the events of TensorBoard add to a step."""
+    times = f"{milliseconds(cost.without)} ms a step without, {milliseconds(cost.writing)} with"
+    return ["", f"writing TensorBoard events: {100 * cost.share:+.1f} % of a step ({times})"]
 
 
 def quality_lines(found: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,11 @@
 """`gsopt bench`: how long a training step takes, stage by stage, beside what the machine can do."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gsopt.bench import quality, report, studies, tables, variants
+from gsopt.bench import monitoring, quality, report, studies, tables, variants
 from gsopt.bench.machine import Probes, describe_machine
 from gsopt.bench.measure import Case, measure_case
 from gsopt.bench.scenes import Size, all_bands, parse_size, still, trainer_of
@@ -20,8 +20,8 @@ from gsopt.trainer import Trainer
 ABOUT = (
     "Time training steps on synthetic scenes of fixed size, or on --scene DIR, stage by stage, and beside "
     "them a matrix product, a copy and the processor's multiply-add peak, as machines drift. Learning rates "
-    "are 0, so that every step has the same to do. Flags add tables; those of --threads, --freeze-sets and "
-    "--isas are of the first of --sizes."
+    "are 0, so that every step has the same to do. Flags add tables; those of --threads, --freeze-sets, "
+    "--isas and --monitor are of the first of --sizes."
 )
 DEFAULT_SIZES = ("small", "medium")
 
@@ -53,6 +53,8 @@ class BenchConfig:
     """Table: every variant of the kernel that this processor runs, each in a process of its own."""
     growth: bool = False
     """Tables: growing numbers of Gaussians and of pixels, fitted exponents, memory; half a minute, 2 GB."""
+    monitor: bool = False
+    """What TensorBoard costs: steps that write its events beside steps that do not."""
     time_to_quality: tuple[float, ...] | None = None
     """Train the scene; seconds and iteration at which the test views first reach each of these PSNRs (dB)."""
     iterations: int = 2_000
@@ -115,7 +117,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         found["cases"].append(case.to_json())
     del probes  # the tables need the memory
     first = sizes[0] if sizes else parse_size(DEFAULT_SIZES[0])
-    for name, make in _asked(config, first, threads):
+    for name, make in _asked(config, first, threads, device.type):
         lines, found[name] = make()
         print("\n".join(lines), flush=True)
     if earlier:
@@ -154,7 +156,7 @@ def scene_settings(config: BenchConfig, device: str, threads: int) -> TrainConfi
 Study = Callable[[], tuple[list[str], Any]]  # lines to print, what goes into the JSON file
 
 
-def _asked(config: BenchConfig, size: Size, threads: int) -> Iterator[tuple[str, Study]]:
+def _asked(config: BenchConfig, size: Size, threads: int, device: str) -> Iterator[tuple[str, Study]]:
     """The tables that flags ask for, by their name in the JSON file."""
     repeats = (config.rounds, config.steps)
     if config.threads and len(set(config.threads)) > 1:
@@ -166,6 +168,8 @@ def _asked(config: BenchConfig, size: Size, threads: int) -> Iterator[tuple[str,
     if config.growth:
         yield "growth_of_gaussians", lambda: _growth(studies.growing_gaussians(threads))
         yield "growth_of_pixels", lambda: _growth(studies.growing_pixels(threads))
+    if config.monitor:
+        yield "monitor", lambda: _monitor(size, device, threads, config.rounds)
     if config.time_to_quality:
         yield "time_to_quality", lambda: _quality(config, threads)
 
@@ -189,6 +193,11 @@ def _isas(size: Size, threads: int, rounds: int, steps: int) -> tuple[list[str],
 
 def _growth(growth: studies.Growth) -> tuple[list[str], Any]:
     return tables.growth_lines(growth), growth.to_json()
+
+
+def _monitor(size: Size, device: str, threads: int, rounds: int) -> tuple[list[str], Any]:
+    cost = monitoring.monitor_cost(size, device, threads, rounds)
+    return tables.monitor_lines(cost), asdict(cost) | {"share": cost.share}
 
 
 def _quality(config: BenchConfig, threads: int) -> tuple[list[str], Any]:

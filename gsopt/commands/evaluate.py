@@ -55,14 +55,18 @@ def run(config: EvaluateConfig) -> Metrics:
 
     with clock("evaluate"):
         metrics = evaluate_scene(
-            source.model, source.scene, source.background, on_view=keep, **source.config.render_options()
+            source.joint.render,
+            source.scene,
+            source.background,
+            on_view=keep,
+            **source.config.render_options(),
         )
     old = _before(file)
     seconds = old.get("seconds", {}) | {"evaluate": clock.seconds["evaluate"]}
     metrics = old | metrics
     metrics |= {
         "iterations": source.iterations,
-        "gaussians": source.model.num_gaussians,
+        "gaussians": source.joint.model.num_gaussians,
         "seconds": seconds,
     }
     if source.changed:

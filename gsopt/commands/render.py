@@ -12,7 +12,6 @@ from gsopt import pictures
 from gsopt.commands.flags import parse
 from gsopt.commands.sources import SourceOptions, load_source
 from gsopt.errors import InputError
-from gsopt.evaluation import render_view
 
 ABOUT = "Render the test views of a run, or of a PLY with --scene DIR, as PNG."
 
@@ -42,8 +41,13 @@ def run(config: RenderConfig) -> list[Path]:
             f"{source.scene.path}: no {config.split} views; give --split train, or --test-every N"
         )
     files = []
-    for view in views:
-        image, _ = render_view(source.model, view.camera, source.background, **source.config.render_options())
+    for number, view in enumerate(views):
+        image, _ = source.joint.render(
+            view.camera,
+            source.background,
+            number if config.split == "train" else None,
+            **source.config.render_options(),
+        )
         files.append(source.folder.picture_of(config.split, view.camera.name))
         pictures.save_png(image, files[-1])
     print(f"{len(files)} pictures in {source.folder.renders / config.split}")

@@ -10,6 +10,7 @@ from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
+from gsopt.joint import Joint
 from gsopt.model import GaussianModel
 from gsopt.rundir import RunFolder
 from gsopt.runtime import use_kernel_threads
@@ -36,6 +37,8 @@ class SourceOptions:
     """Behind the Gaussians; auto: white for photos with transparency, black for others."""
     antialiased: bool | None = None
     """As the model was trained."""
+    background_model: Path | None = None
+    """Splat PLY rendered together with the model; default: the run's own."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """auto: CUDA where there is one."""
     threads: int | None = None
@@ -48,7 +51,7 @@ class SourceOptions:
 class Source:
     """A model ready to be looked at."""
 
-    model: GaussianModel
+    joint: Joint  # the model, and what the run has beside it
     scene: Scene
     config: TrainConfig
     background: Tensor  # [3], on the model's device
@@ -89,13 +92,15 @@ def load_source(path: Path, options: SourceOptions) -> Source:
     scene = config.load_scene()
     use_kernel_threads(config.threads or cpu_count(), device, config.backend)
     background = config.plain_background(scene).to(device)
-    return Source(model, scene, config, background, folder, iterations, changed, is_newest)
+    joint = Joint.of_saved(config, scene, model, ply, options.background_model)
+    return Source(joint, scene, config, background, folder, iterations, changed, is_newest)
 
 
 def _differ(config: TrainConfig, trained: TrainConfig, name: str) -> bool:
     now, then = getattr(config, name), getattr(trained, name)
-    return (now.absolute() != then.absolute()) if now and then and name == "scene" else now != then
+    return (now.absolute() != then.absolute()) if isinstance(now, Path) and then else now != then
 
 
-SEEN = ("scene", "resolution", "images", "test_every", "background", "antialiased")  # what metrics are of
+# what metrics are of
+SEEN = ("scene", "resolution", "images", "test_every", "background", "antialiased", "background_model")
 SHARED = {f.name for f in fields(TrainConfig)} - {"output"}  # options that mean the same in training

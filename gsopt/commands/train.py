@@ -1,5 +1,6 @@
 """`gsopt train`: photos and points in, a trained splat out."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from gsopt.device import describe
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import FITTED_RATES, fitted_rate
+from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.rundir import RunFolder, read_json
@@ -33,13 +35,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
-    """Warn of settings, other than those of `old`, of densification or locks where there are none."""
+    """Warn of settings, other than those of `old`, of what there is none of: densification, poses, ..."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
-    idle = [flag for flag in flags if flag == "--max-gaussians" or flag.startswith("--densify.")]
-    if config.strategy == "none" and idle:
-        warnings.warn(f"{', '.join(idle)}: without effect, because of --strategy none", stacklevel=2)
-    if "--lock-attributes" in flags and not config.lock:
-        warnings.warn("--lock-attributes: without effect, because there is no --lock", stacklevel=2)
+    for reason, idle, prefixes in (
+        ("because of --strategy none", config.strategy == "none", ("--max-gaussians", "--densify.")),
+        ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
+        ("because there is no --lock", not config.lock, ("--lock-attributes",)),
+        ("because a step has one view", config.views_per_step == 1, ("--scale-rates",)),
+        ("without --exposure", not config.exposure, ("--groups.exposure.",)),
+        (
+            "without --background-model-trainable",
+            not config.background_model_trainable,
+            ("--groups.background.",),
+        ),
+    ):
+        named = [flag for flag in flags if flag.startswith(prefixes)]
+        if idle and named:
+            warnings.warn(f"{', '.join(named)}: without effect, {reason}", stacklevel=2)
 
 
 def run(config: TrainConfig) -> Metrics:
@@ -84,7 +96,9 @@ def opening(trainer: Trainer) -> list[str]:
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         *init_lines(trainer),
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
+        *(f"beside    {line}" for line in beside(trainer)),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
+        *([step_line(config)] if config.views_per_step > 1 else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
         f"run       {trainer.run.path}",
@@ -110,7 +124,7 @@ def init_lines(trainer: Trainer) -> list[str]:
 
 def frozen_attributes(config: TrainConfig) -> str:
     """Which attributes are frozen in which iterations."""
-    windows = parse_freezes(config.freeze, ATTRIBUTES)
+    windows = parse_freezes(config.freeze, present_groups(config))
     return "; ".join(
         f"{name} {' and '.join(window.iterations for window in of_name)}" for name, of_name in windows.items()
     )
@@ -123,6 +137,28 @@ def what_is_locked(model: GaussianModel) -> str:
     names = locked_rows(model)
     some = "" if len(names) == len(ATTRIBUTES) else f" in {', '.join(names)}"
     return f"{int(model.locked.sum()):,} of {model.num_gaussians:,} Gaussians{some} (--lock)"
+
+
+def beside(trainer: Trainer) -> list[str]:
+    """What there is beside the model."""
+    config, views = trainer.config, len(trainer.scene.train)
+    lines = []
+    if config.optimize_poses:
+        lines.append(f"poses of {views} training cameras (--optimize-poses)")
+    if config.exposure:
+        lines.append(f"exposures of {views} training photos (--exposure)")
+    if (background := trainer.joint.background_model) is not None:
+        state = "trained" if config.background_model_trainable else "frozen"
+        lines.append(f"{background.num_gaussians:,} Gaussians of {config.background_model}, {state}")
+    return lines
+
+
+def step_line(config: TrainConfig) -> str:
+    """What a step of several views is made of."""
+    views = config.views_per_step
+    deal = f"--batch-size {config.batch_size} x --accumulate {config.accumulate}"
+    rates = f", all rates x{math.sqrt(views):.2f} (--scale-rates)" if config.scale_rates else ""
+    return f"step      of {views} views: {deal}{rates}"
 
 
 def raised_rates(config: TrainConfig) -> str:

@@ -31,8 +31,9 @@ def from_content(path: Path, content: Any) -> Splat:
     found = moments_of(state.get("optimizer"), path, NAMES)
     splat.moments = {name: entries for name, entries in found.items() if _fits(entries, splat.count)}
     splat.extent = state.get("extent")
-    if locked := [name for name in model if name not in SHAPES]:
-        splat.notes.append(f"left out: {', '.join(locked)} of the model")
+    sides = state.get("joint") if isinstance(state.get("joint"), dict) else {}
+    if beside := [*(name for name in model if name not in SHAPES), *sides]:
+        splat.notes.append(f"left out: {', '.join(beside)}")
     return splat
 
 
