@@ -1,9 +1,11 @@
 """Files of Gaussians: what each format keeps, its bytes, files of other programs, and what is refused."""
 
 import gzip
+import itertools
 import shutil
 import struct
 import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -124,6 +126,18 @@ def spz_bytes(version: int, rotation: bytes, degree: int = 1) -> bytes:
     return gzip.compress(header + xyz + bytes([51, 255, 0, 128, 160, 144, 128]) + rotation + harmonics)
 
 
+def spz4_bytes() -> bytes:
+    """The same as version 4: a header in clear, a table, and columns each of its own."""
+    zstandard = pytest.importorskip("zstandard")
+    whole = gzip.decompress(spz_bytes(3, struct.pack("<I", 3 << 30 | 511 << 10)))
+    sizes = (9, 1, 3, 3, 4, 9)
+    ends = np.cumsum([16, *sizes])
+    columns = [zstandard.compress(whole[a:b]) for a, b in itertools.pairwise(ends)]
+    header = struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 1, 1, 8, 0, 6, 32)
+    table = b"".join(struct.pack("<QQ", len(c), size) for c, size in zip(columns, sizes, strict=True))
+    return header + table + b"".join(columns)
+
+
 QUARTER = 2**-0.5  # a turn by 90 degrees about y in the file is one about -y in a PLY
 
 
@@ -144,6 +158,30 @@ def test_bytes_of_an_spz_file(tmp_path, version, rotation):
     assert angles(found["rotation"], torch.tensor([[QUARTER, 0, -QUARTER, 0]])).item() < 0.8
     # bands y, z, x of channels r, g, b; y and z change their sign
     assert found["feature_rest"][0].tolist() == [[-0.5, 0, 0], [0, -0.5, 0], [0, 0, 0.5]]
+
+
+def test_version_4_of_an_spz_file_says_the_same(tmp_path):
+    (tmp_path / "a.spz").write_bytes(spz_bytes(3, struct.pack("<I", 3 << 30 | 511 << 10)))
+    (tmp_path / "b.spz").write_bytes(spz4_bytes())
+    assert_same(read(tmp_path / "b.spz").tensors, read(tmp_path / "a.spz").tensors)
+
+
+@pytest.mark.parametrize("where", [14, 33, 40, 60, 130])
+def test_a_damaged_version_4_is_refused(tmp_path, where):
+    content = bytearray(spz4_bytes())
+    content[where] ^= 0x5A
+    (tmp_path / "a.spz").write_bytes(content[: len(content) // 2] if where == 14 else content)
+    with pytest.raises(InputError, match=r"a\.spz: not a complete \.spz file"):
+        read(tmp_path / "a.spz")
+
+
+def test_without_its_package_version_4_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.spz").write_bytes(spz4_bytes())
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(
+        InputError, match=r'version 4 needs the package zstandard: pip install "gsopt\[spz\]"'
+    ):
+        read(tmp_path / "a.spz")
 
 
 def test_bytes_of_a_compressed_ply(tmp_path):
