@@ -18,7 +18,7 @@ from gsopt.groups import (
 from gsopt.joint import Joint
 from gsopt.locks import hold_locked, lock, unlock
 from gsopt.model import GaussianModel
-from gsopt.optim import build_optimizer, load_optimizer_state
+from gsopt.optim import VisibleAdam, build_optimizer, load_optimizer_state
 from gsopt.poses import PoseRefiner
 from gsopt.render import rasterization
 from gsopt.schedule_text import parse_schedule
@@ -34,6 +34,7 @@ __all__ = [
     "PoseRefiner",
     "TrainConfig",
     "Trainer",
+    "VisibleAdam",
     "apply_freezes",
     "build_groups",
     "build_optimizer",

@@ -28,11 +28,13 @@ from gsopt.group_options import (
     check_freezes,
     check_groups,
     group_specs,
+    named_options,
 )
 from gsopt.groups import GroupSpec
 from gsopt.joint_options import joint_specs, present_groups, still_groups
 from gsopt.locks import check_attributes
 from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.optim.arguments import check_optimizer_flags
 from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
@@ -98,7 +100,9 @@ class TrainConfig:
     """Loss = (1 - w) L1 + w (1 - SSIM)."""
     # the optimizer
     optimizer: str = "adam"
-    """Its name in torch.optim, in small letters: adam, adamw, sgd, ..."""
+    """Its name: one of torch.optim, adam, adamw, sgd, ..., or visible_adam; see docs/optimizers.md."""
+    optimizer_args: tuple[str, ...] = ()
+    """Its options, as OPTION=VALUE: momentum=0.9, nesterov=true, betas=0.9,0.99."""
     freeze: tuple[str, ...] = ()
     """Attributes that keep their values, NAME or NAME@START:END: xyz@0:500 in the first 500 iterations."""
     exclude: tuple[str, ...] = ()
@@ -150,7 +154,15 @@ class TrainConfig:
         for name in ("scene", "output", "resume", "init", "background_model"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else Path(value))
-        for name in ("freeze", "exclude", "lock", "lock_attributes", "test_iterations", "save_iterations"):
+        for name in (
+            "freeze",
+            "exclude",
+            "lock",
+            "lock_attributes",
+            "test_iterations",
+            "save_iterations",
+            "optimizer_args",
+        ):
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
         self.lock = tuple(map(str, self.lock))  # a file may be given as a path
@@ -214,6 +226,7 @@ class TrainConfig:
         check_attributes("--lock-attributes", self.lock_attributes)
         for text in self.lock:
             parse_region(text)
+        check_optimizer_flags(self.optimizer, self.optimizer_args, named_options(self.groups))
 
     def resolved(self, device_type: str) -> "TrainConfig":
         """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers.

@@ -11,17 +11,12 @@ from gsopt.errors import InputError
 from gsopt.freeze_windows import ALWAYS, FreezeWindow, check_in_run, idle_steps, parse_freezes
 from gsopt.groups import GroupSpec, gaussian_specs
 from gsopt.model import ATTRIBUTES
-from gsopt.option_text import parse_options
+from gsopt.optim.arguments import parse_arguments
 from gsopt.schedule_text import parse_schedule
 
 FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
 FITTED_RATES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation")  # opacity is fast enough as it is
 LARGEST_FIT = 4.0
-OWN_FLAGS = {  # options that are set elsewhere: where
-    "lr": "--groups.NAME.lr",
-    "weight_decay": "--groups.NAME.weight-decay",
-    **dict.fromkeys(("foreach", "fused", "capturable", "differentiable"), "the whole optimizer"),
-}
 
 
 @dataclass
@@ -32,10 +27,12 @@ class GroupOptions:
     """Learning rate; that of xyz in units of the scene's extent, as its default 1.6e-4."""
     weight_decay: float | None = None
     """Weight decay, as the optimizer defines it; default --weight-decay."""
+    optimizer: str | None = None
+    """Optimizer of this group alone, by name; default: that of --optimizer."""
+    optimizer_args: tuple[str, ...] = ()
+    """Its options for this group, as OPTION=VALUE: momentum=0.9, betas=0.9,0.99."""
     schedule: str | None = None
     """Factor on the rate over the steps: exp:0.01, step:1000:0.1, cosine:0.01,warmup:100; docs/groups.md."""
-    options: tuple[str, ...] = ()
-    """Further options of the optimizer for this group: momentum=0.9 betas=0.9,0.99 nesterov=true."""
 
 
 @dataclass
@@ -158,7 +155,8 @@ def given_changes(name: str, given: GroupOptions, iterations: int, unit: float =
     Raises:
         InputError: a schedule or an option that cannot be read; the message names the flag.
     """
-    changes: dict[str, Any] = {"options": parse_options(given.options, _flag(name, "options"), OWN_FLAGS)}
+    options = parse_arguments(given.optimizer_args, _flag(name, "optimizer_args"))
+    changes: dict[str, Any] = {"optimizer": given.optimizer, "options": options}
     if given.lr is not None:
         changes["lr"] = given.lr * unit
     if given.weight_decay is not None:

@@ -18,7 +18,7 @@ from gsopt.errors import InputError
 from gsopt.freeze_windows import FreezeWindow, check_apart
 from gsopt.schedules import LogLinear, Schedule
 
-_OWN_KEYS = frozenset({"params", "param_names", "lr", "weight_decay", "name", "frozen"})
+_OWN_KEYS = frozenset({"params", "param_names", "lr", "weight_decay", "name", "frozen", "optimizer"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class GroupSpec:
             for a :class:`FreezeWindow`.
         optimize: False keeps the parameters out of the optimizer altogether; they then do not require grad.
         options: further options of the optimizer for this group, such as `betas` or `momentum`.
+        optimizer: name of the optimizer that updates this group, such as "sgd", in an optimizer made by
+            `gsopt.build_optimizer`; None is the one of all groups. A class of torch called directly does not
+            look at it.
 
     Raises:
         ValueError: a value is out of range, an option has a field of its own here, windows overlap, or there
@@ -48,6 +51,7 @@ class GroupSpec:
     optimize: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     freeze: tuple[FreezeWindow, ...] = ()
+    optimizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
@@ -125,8 +129,8 @@ def build_groups(
         specs: group name to :class:`GroupSpec`.
 
     Returns:
-        Dicts with the keys "name", "params" (pairs of name and parameter), "lr", "weight_decay", "frozen"
-        and the spec's options, in the order of the parameters.
+        Dicts with the keys "name", "params" (pairs of name and parameter), "lr", "weight_decay", "frozen",
+        the spec's options and, where it has one, its "optimizer", in the order of the parameters.
 
     Raises:
         TypeError: `models` is none of the above.
@@ -155,6 +159,8 @@ def build_groups(
                 "name one of them by the full name of its parameters"
             )
         options = {"lr": spec.lr, "weight_decay": spec.weight_decay, "frozen": True, **spec.options}
+        if spec.optimizer is not None:
+            options["optimizer"] = spec.optimizer
         group = groups.setdefault(group_name, {"name": group_name, "params": [], **options})
         group["params"].append((name, parameter))
         group["frozen"] &= not parameter.requires_grad

@@ -1,12 +1,14 @@
 """The one place that changes the rows of parameters: values, gradients and moments move together.
 
 Which rows to change is for a strategy to decide; how they move is decided here. Kept rows keep their
-moments, new and overwritten rows begin with moments of zero.
+moments, new and overwritten rows begin with moments of zero (three of torch's optimizers begin some state
+elsewhere, and so do their rows here).
 
 Per-row state of an optimizer are the entries that it declares in an attribute `per_row_state` (a
 collection of keys of its state); without that, the tensors of at least one dimension whose first is the
 number of rows. All else, such as Adam's `step`, stays as it is. An optimizer that has not stepped yet has
-no state to move, and a parameter that is not in the optimizer only has values.
+no state to move, and a parameter that is not in the optimizer only has values. Of an
+optimizer made of several, its method `part_of(parameter)` tells whose state it is.
 
 Buffers that a module names in an attribute `per_row_buffers` move with the rows of its parameters; they are
 zero for new rows. Where a module has a mask `locked` (bool [N]), its rows can be neither dropped nor
@@ -14,6 +16,7 @@ overwritten: that is refused, whoever asks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,27 +83,27 @@ def resize(
     added = _checked_values(module, names, values) if values else 0
 
     @torch.no_grad()
-    def resized(old: Tensor, new: Tensor | None) -> Tensor:
+    def resized(old: Tensor, new: Tensor | float) -> Tensor:
         length = count if kept is None else len(kept)
         out = old.new_empty(length + added, *old.shape[1:])
         if kept is None:
             out[:length] = old
         else:
             torch.index_select(old, 0, kept, out=out[:length])
-        out[length:] = 0 if new is None else new
+        out[length:] = new
         return out
 
     for owner in _owners(module, names):
         for name in getattr(owner, "per_row_buffers", ()):
             if (buffer := owner.get_buffer(name)) is not None:
-                setattr(owner, name, resized(buffer, None))
+                setattr(owner, name, resized(buffer, 0))
     for name in names:
         old = module.get_parameter(name)
-        new = nn.Parameter(resized(old.detach(), values.get(name)), requires_grad=old.requires_grad)
+        new = nn.Parameter(resized(old.detach(), values.get(name, 0)), requires_grad=old.requires_grad)
         if old.grad is not None:
-            new.grad = resized(old.grad, None)
+            new.grad = resized(old.grad, 0)
         _put_in_place(module, name, old, new, optimizer)
-        _map_state(optimizer, old, new, lambda tensor: resized(tensor, None))
+        _map_state(optimizer, old, new, resized, new.detach()[new.shape[0] - added :])
 
 
 @torch.no_grad()
@@ -137,19 +140,14 @@ def overwrite(
         put(parameter, value.to(parameter))
         if parameter.grad is not None:
             put(parameter.grad, 0)
-        _map_state(optimizer, parameter, parameter, lambda tensor: put(tensor, 0))
+        _map_state(optimizer, parameter, parameter, put, value)
 
 
 def per_row_state(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Tensor]:
     """The entries of the optimizer's state of `parameter` with one row for each of its rows."""
     if optimizer is None or parameter not in optimizer.state:
         return {}
-    declared = getattr(optimizer, "per_row_state", None)
-    tensors = {key: value for key, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
-    if declared is not None:
-        return {key: value for key, value in tensors.items() if key in declared}
-    rows = parameter.shape[0]
-    return {key: value for key, value in tensors.items() if value.dim() > 0 and value.shape[0] == rows}
+    return _rows_of(_part(optimizer, parameter), optimizer.state[parameter], parameter)
 
 
 def row_indices(rows: Tensor, count: int) -> Tensor:
@@ -172,13 +170,62 @@ def row_indices(rows: Tensor, count: int) -> Tensor:
 
 
 def _map_state(
-    optimizer: Optimizer | None, old: Tensor, new: Tensor, change: Callable[[Tensor], Tensor]
+    optimizer: Optimizer | None,
+    old: Tensor,
+    new: Tensor,
+    change: Callable[[Tensor, Tensor | float], Tensor],
+    values: Tensor,
 ) -> None:
-    """Hand the state of `old` to `new`, with `change` applied to every per-row tensor."""
+    """Hand the state of `old` to `new`, in whose place it is; `change` gives rows a beginning in its tensors.
+
+    `values` are those of the parameter in the rows that begin.
+    """
     if optimizer is None or old not in optimizer.state:
         return
-    changed = {key: change(value) for key, value in per_row_state(optimizer, old).items()}
-    optimizer.state[new] = optimizer.state.pop(old) | changed
+    group = next(g for g in optimizer.param_groups if any(new is entry for entry in g["params"]))
+    part = _part(optimizer, new)
+    state = optimizer.state.pop(old)
+    changed = {
+        key: change(value, _beginning(part, key, group, values))
+        for key, value in _rows_of(part, state, old).items()
+    }
+    optimizer.state[new] = state | changed
+
+
+def _part(optimizer: Optimizer, parameter: Tensor) -> Optimizer:
+    """The optimizer that updates the parameter, where one is made of several."""
+    return optimizer.part_of(parameter) if hasattr(optimizer, "part_of") else optimizer
+
+
+def _rows_of(optimizer: Optimizer, state: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+    """The entries of the state of a parameter with one row for each of its rows."""
+    return {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+        and _is_per_row(optimizer, key, value, parameter.shape[0], parameter.dim())
+    }
+
+
+def _is_per_row(optimizer: Optimizer, key: str, value: Tensor, rows: int, dimensions: int) -> bool:
+    """Whether the entry `key` of the state of a parameter has a row for each of its rows."""
+    declared = getattr(optimizer, "per_row_state", None)
+    if declared is not None:
+        return key in declared
+    if isinstance(optimizer, torch.optim.Adafactor) and key == "col_var" and dimensions == 2:
+        return False  # [1, K], the mean over the rows, which looks like a row each where there is one
+    return value.dim() > 0 and value.shape[0] == rows
+
+
+def _beginning(optimizer: Optimizer, key: str, group: Mapping[str, Any], values: Tensor) -> Tensor | float:
+    """What the entry `key` of a row begins with, as in the optimizer's own first step."""
+    if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
+        return float(group["lr"])
+    if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
+        return group["initial_accumulator_value"]
+    if isinstance(optimizer, torch.optim.ASGD) and key == "ax":
+        return values  # of which it is the mean
+    return 0.0
 
 
 def _put_in_place(

@@ -38,7 +38,8 @@ from gsopt.locks import check_something_moves, clear_locked_gradients, hold_lock
 from gsopt.losses import photometric
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
-from gsopt.optim import build_optimizer, load_optimizer_state
+from gsopt.optim import build_optimizer, load_optimizer_state, visible_rows
+from gsopt.optim.arguments import parse_arguments
 from gsopt.recorder import Recorder, StepResult
 from gsopt.render.info import keep_gradient
 from gsopt.rundir import read_json
@@ -156,6 +157,8 @@ class Trainer:
         loss, terms = photometric(image, photo, self.config.ssim_weight)
         loss.backward()
         self.strategy.observe(self.model, info, self.step)
+        if hasattr(self.optimizer, "add_visible"):
+            self.optimizer.add_visible(self.model, visible_rows(info))
         return terms | {"total": loss.detach()}, image.detach(), photo
 
     def train(self) -> Metrics:
@@ -248,7 +251,8 @@ class Trainer:
         """Groups, optimizer and schedules over all parameters as they are, at step 0."""
         native = self.device.type == "cpu" and self.config.backend == "auto"
         groups = build_groups(self.joint.models, self.specs)
-        self.optimizer = build_optimizer(self.config.optimizer, groups, native=native)
+        args = parse_arguments(self.config.optimizer_args)
+        self.optimizer = build_optimizer(self.config.optimizer, groups, native=native, **args)
         specs = self.specs
         if self.config.scale_rates:
             specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gsopt.errors import InputError
@@ -120,7 +121,11 @@ def load_moments(optimizer: Optimizer, splat: Splat) -> list[str]:
         return ["no moments in the file: fresh ones"]
     names = [name for name in SHAPES if name in splat.moments]
     groups = [{"params": [i], "param_names": [name], "name": name} for i, name in enumerate(names)]
-    state = {i: splat.moments[name] for i, name in enumerate(names)}
+    state = {i: dict(splat.moments[name]) for i, name in enumerate(names)}
+    if "step" in getattr(optimizer, "per_row_state", ()):  # as in `VisibleAdam`: every row has had them all
+        for entries in state.values():
+            if isinstance(entries.get("step"), Tensor) and entries["step"].dim() == 0:
+                entries["step"] = entries["step"].repeat(splat.count)
     report = load_optimizer_state(optimizer, {"state": state, "param_groups": groups}, strict=False)
     lines = [f"moments of {', '.join(report.matched)}"] if report.matched else []
     fresh = [*report.missing, *report.shape_mismatch, *report.state_mismatch]

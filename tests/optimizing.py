@@ -31,3 +31,18 @@ def train(optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two dicts of tensors have the same names and bits."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def mask(*rows: int, count: int = 5) -> torch.Tensor:
+    """A mask of `count` rows in which these are set."""
+    return torch.isin(torch.arange(count), torch.tensor(rows))
+
+
+def tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Parameters and all their state, in order."""
+    return [
+        tensor
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for tensor in (p.detach(), *(optimizer.state[p][key] for key in sorted(optimizer.state[p])))
+    ]

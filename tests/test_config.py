@@ -10,7 +10,6 @@ from gsopt.config import TrainConfig
 from gsopt.errors import InputError
 from gsopt.freeze_windows import FreezeWindow
 from gsopt.group_options import GroupOptions, Groups
-from gsopt.option_text import parse_options
 from gsopt.schedules import Cosine, Product, WarmUp
 from gsopt.settings import differences, from_json, to_json
 
@@ -27,7 +26,7 @@ def test_json_and_back():
         iterations=123,
         freeze=("xyz", "opacity"),
         test_iterations=(5, 10),
-        groups=Groups(opacity=GroupOptions(lr=0.5, schedule="exp:0.1", options=("betas=0.5,0.9",))),
+        groups=Groups(opacity=GroupOptions(lr=0.5, schedule="exp:0.1", optimizer_args=("betas=0.5,0.9",))),
     )
     assert from_json(TrainConfig, to_json(config), "here") == config
     resolved = config.resolved("cpu")
@@ -91,7 +90,7 @@ def test_flags():
         *["--freeze", "xyz", "feature-rest@0:3", "feature-rest@5:", "--weight-decay", "0.1"],
         *["--exclude", "opacity", "--optimizer", "sgd", "--groups.xyz.lr", "1e-4"],
         *["--groups.feature-rest.weight-decay", "1e-3", "--groups.opacity.schedule", "exp:0.1"],
-        *["--groups.scaling.options", "momentum=0.9", "nesterov=true"],
+        *["--groups.scaling.optimizer-args", "momentum=0.9", "nesterov=true"],
         *["--checkpoint-every", "5", "--keep", "4", "--init", "a.ply", "--test-iterations", "2", "4"],
         *["--save-iterations", "6", "--background", "random", "--sh-degree", "2", "--ssim-weight", "0.3"],
         *["--test-every", "4", "--resolution", "77", "--images", "images_4", "--densify.refine-every", "8"],
@@ -109,7 +108,7 @@ def test_flags():
             xyz=GroupOptions(lr=1e-4),
             feature_rest=GroupOptions(weight_decay=1e-3),
             opacity=GroupOptions(schedule="exp:0.1"),
-            scaling=GroupOptions(options=("momentum=0.9", "nesterov=true")),
+            scaling=GroupOptions(optimizer_args=("momentum=0.9", "nesterov=true")),
         ),
     )  # fmt: skip
     expected.densify.refine_every = 8
@@ -144,7 +143,9 @@ def test_group_table(name):
 
 def test_windows_schedules_options_and_decay_reach_the_specs():
     groups = Groups(
-        opacity=GroupOptions(schedule="cosine:0.1,warmup:10", options=("betas=0.5,0.9", "amsgrad=true")),
+        opacity=GroupOptions(
+            schedule="cosine:0.1,warmup:10", optimizer_args=("betas=0.5,0.9", "amsgrad=true")
+        ),
         scaling=GroupOptions(weight_decay=0.0),
     )
     config = replace(
@@ -164,40 +165,6 @@ def test_windows_schedules_options_and_decay_reach_the_specs():
     assert {name: spec.weight_decay for name, spec in specs.items()} == dict.fromkeys(specs, 0.1) | {
         "scaling": 0
     }
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("a=1", 1),
-        ("a=1.0", 1.0),
-        ("a=1e-3", 1e-3),
-        ("a=true", True),
-        ("a=false", False),
-        ("a=1,0.5", (1, 0.5)),
-    ],
-)
-def test_options_keep_their_kind(text, value):
-    (found,) = parse_options([text], "--options", {}).values()
-    assert found == value
-    assert type(found) is type(value)
-
-
-BAD_OPTIONS = {
-    "momentum": "expected NAME=VALUE",
-    "=5": "expected NAME=VALUE",
-    "momentum=": 'expected a number, true, false or numbers with commas, found ""',
-    "momentum=fast": 'found "fast"',
-    "betas=0.9,": 'found "0.9,"',
-    "eps=1": "eps is given twice",
-    "lr=1": "lr is set elsewhere: --lr; leave it out here",
-}
-
-
-@pytest.mark.parametrize("text", BAD_OPTIONS)
-def test_bad_options_are_quoted(text):
-    with pytest.raises(InputError, match=f"^--options {text}: .*{BAD_OPTIONS[text]}"):
-        parse_options(["eps=1", text], "--options", {"lr": "--lr"})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ HOUSE = {
     "schedules": set(),
     "schedule_text": {"schedules"},
     "freeze_windows": set(),
-    "option_text": set(),
     "surgery": set(),
     "checkpoint": set(),
     "rundir": set(),
@@ -48,7 +47,7 @@ HOUSE = {
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
-HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "option_text"}
+HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}
 HOUSE["warm_start"] = {"formats", "groups", "model", "optim", "schedules"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {
     *("group_options", "joint_options", "warm_start"),

@@ -66,10 +66,12 @@ def render(n, width, height, degree, channels, mode):
     if loss.requires_grad:
         (loss + alphas.mean()).backward()
     assert image.isfinite().all()
-    for name in ("adam", "adamw"):
+    for name in ("adam", "adamw", "visible_adam"):
         groups = [{"params": [leaf], "lr": 0.01, "weight_decay": 0.1} for leaf in leaves]
         optimizer = gsopt.build_optimizer(name, groups, native=True)
         optimizer.step()
+        if name == "visible_adam":
+            optimizer.add_visible(leaves, rand(n) < 0.3)
         optimizer.step()
 
 

@@ -166,7 +166,7 @@ def test_failed_runs_are_named_and_the_others_go_on(ball, tmp_path, capsys):
         (["--freeze", "none", "xzy"], "xzy: --freeze xzy: no attribute is called 'xzy'"),
         (["--vary", "nonsense=1,2"], "Unrecognized options: --nonsense"),
         (["--vary", "strategy=none,magic"], "'magic'"),
-        (["--vary", "optimizer=adam,lbfgs"], "optimizer=lbfgs: optimizer lbfgs: cannot train Gaussians"),
+        (["--vary", "optimizer=adam,lbfgs"], "optimizer=lbfgs: --optimizer lbfgs: cannot train Gaussians"),
         (["--vary", "groups.xyz.schedule=cosinus"], '"cosinus" is not a schedule'),
         (["--freeze", "none", "--resolution", "9"], "flags of gsopt train go after --"),
         (["--freeze", "none", "--jobs", "0"], "--jobs 0: expected 1 or more"),

@@ -13,7 +13,7 @@ from gsopt import TrainConfig, Trainer, checkpoint
 from gsopt.commands import main
 from gsopt.datasets import load_scene
 from gsopt.errors import InputError
-from gsopt.formats import write
+from gsopt.formats import read, write
 from gsopt.formats.splat import SHAPES
 from gsopt.group_options import GroupOptions, Groups
 from gsopt.strategy import DefaultStrategy
@@ -137,6 +137,18 @@ def test_another_optimizer_starts_fresh_and_says_so(config, scene, tmp_path):
     trainer = Trainer(replace(config, init=path, optimizer="adagrad"), scene=scene)
     assert trainer.start_notes == [f"fresh moments of {', '.join(SHAPES)}"]
     trainer.train_step()
+
+
+def test_an_optimizer_that_counts_the_steps_of_each_row_gets_them(config, scene, tmp_path):
+    path = saved(tmp_path / "a.pth", original_checkpoint(TENSORS))
+    trainer = Trainer(replace(config, init=path, optimizer="visible_adam", iterations=3), scene=scene)
+    assert trainer.start_notes == [f"moments of {', '.join(SHAPES)}"]
+    assert (trainer.optimizer.state[trainer.model.xyz]["step"] == 700).all()
+    trainer.train()
+    splat = read(checkpoint.latest(trainer.run.checkpoints))
+    assert "the optimizer's moments are left out" in write(
+        tmp_path / "b.pth", splat
+    )  # one count for all there
 
 
 # what follows

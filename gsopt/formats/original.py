@@ -89,7 +89,8 @@ def to_content(splat: Splat, extent: float) -> tuple:
 def keeps_moments(splat: Splat) -> bool:
     """Whether the splat's moments are those of Adam for every attribute, which the format has room for."""
     return set(splat.moments) == set(SHAPES) and all(
-        set(_ADAM) <= set(entries) for entries in splat.moments.values()
+        set(_ADAM) <= set(entries) and torch.as_tensor(entries["step"]).numel() == 1
+        for entries in splat.moments.values()
     )
 
 

@@ -33,10 +33,10 @@ class AdamTensor(ctypes.Structure):
     """`gsopt_adam_tensor` of src/gsopt.h."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("parameter", "gradient", "average", "square")),
-        ("n", _LONG),
+        *((name, _POINTER) for name in ("parameter", "gradient", "average", "square", "steps", "visible")),
+        *((name, _LONG) for name in ("n", "rows")),
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "step")),
-        *((name, ctypes.c_int32) for name in ("decoupled", "maximize")),
+        *((name, ctypes.c_int32) for name in ("decoupled", "maximize", "uncorrected")),
     )
 
 

@@ -40,7 +40,7 @@ class _NativeStep:
         return not any(
             group["amsgrad"] or group["capturable"] or group["differentiable"] for group in self.param_groups
         ) and all(
-            _plain(parameter) and (parameter.grad is None or _plain(parameter.grad))
+            is_plain(parameter) and (parameter.grad is None or is_plain(parameter.grad))
             for group in self.param_groups
             for parameter in group["params"]
         )
@@ -81,7 +81,8 @@ class AdamW(_NativeStep, torch.optim.AdamW):
 NATIVE = {torch.optim.Adam: Adam, torch.optim.AdamW: AdamW}
 
 
-def _plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the kernel can read it: contiguous float32 in the memory of the CPU."""
     return (
         tensor.device.type == "cpu"
         and tensor.dtype == torch.float32

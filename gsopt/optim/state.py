@@ -17,17 +17,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gsopt.optim.build import tensors_of
+from gsopt.optim.catalog import HOW
 
-_HOW_NOT_WHAT = {
-    "params",
-    "param_names",
-    "name",
-    "initial_lr",
-    "foreach",
-    "fused",
-    "capturable",
-    "differentiable",
-}
+_HOW_NOT_WHAT = {"params", "param_names", "name", "initial_lr", *HOW}
 _ABSENT = "absent"
 _PRIMES = (2, 3, 5, 7, 11, 13)  # sizes of a trial parameter, each axis its own
 _FULL_FROM_THE_START = torch.optim.Adagrad  # cannot step without state; others make theirs in the first step
@@ -47,6 +39,7 @@ class LoadReport:
         shape_mismatch: name to what differs; their state is as before.
         state_mismatch: name to which entries the optimizer needs and the file lacks, as when another
             optimizer saved it; their state is as before.
+        converted: name to what was done to the state of another optimizer so that it fits this one.
         unused: name to entries of the file that this optimizer has no use for.
         hyperparameters: "group.option" to (saved, requested) where they differ. The requested one stays.
             Where the file has several, the others are under "group.option of parameter".
@@ -58,6 +51,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     shape_mismatch: dict[str, str] = field(default_factory=dict)
     state_mismatch: dict[str, str] = field(default_factory=dict)
+    converted: dict[str, str] = field(default_factory=dict)
     unused: dict[str, list[str]] = field(default_factory=dict)
     hyperparameters: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -76,6 +70,7 @@ class LoadReport:
             lines.append(f"unexpected, not in the optimizer: {', '.join(self.unexpected)}")
         lines += [f"shape mismatch: {name}: {what}" for name, what in self.shape_mismatch.items()]
         lines += [f"state mismatch: {name}: {what}" for name, what in self.state_mismatch.items()]
+        lines += [f"converted: {name}: {what}" for name, what in self.converted.items()]
         lines += [f"unused: {name}: {', '.join(keys)}" for name, keys in self.unused.items()]
         lines += [
             f"differs: {name}: {saved} in the file, {requested} requested, which stays"
@@ -95,8 +90,9 @@ def load_optimizer_state(
     The names are those torch keeps when an optimizer is built from named parameters (`param_names`, torch
     2.6 and later); failing that `names`; failing that the groups' names where each group has one
     parameter. State is copied where name and shapes agree, once: what is loaded shares no memory with
-    `state_dict`. Hyper-parameters stay as the optimizer has them, and the report says where the file has
-    others.
+    `state_dict`. The one step count that Adam has for a parameter becomes that of each row where
+    `VisibleAdam` goes on. Hyper-parameters stay as the optimizer has them, and the report says where the
+    file has others.
 
     Args:
         optimizer: of any module.
@@ -127,9 +123,10 @@ def load_optimizer_state(
         group = optimizer.param_groups[position]
         saved_index, saved_position = saved[name]
         _compare_options(report, name, state_dict["param_groups"][saved_position], group, position)
-        found = state_dict["state"].get(saved_index, {})
-        expected = _expected_state(optimizer, group, parameters[name])
-        if not found and not isinstance(optimizer, _FULL_FROM_THE_START):
+        part = optimizer.part_of(parameters[name]) if hasattr(optimizer, "part_of") else optimizer
+        found = _adopted(report, name, part, parameters[name], state_dict["state"].get(saved_index, {}))
+        expected = _expected_state(part, group, parameters[name])
+        if not found and not isinstance(part, _FULL_FROM_THE_START):
             report.matched.append(name)
             report.fresh.append(name)
             state.pop(index, None)
@@ -269,6 +266,11 @@ def _fits(
         return False
     for key, shape in expected.items():
         value = found[key]
+        if key == "step" and shape == () and isinstance(value, Tensor) and value.dim():
+            report.state_mismatch[name] = (
+                f"needs one step count, found one for each of {len(value)} rows, which is visible_adam's"
+            )
+            return False
         if shape is not None and isinstance(value, Tensor) and tuple(value.shape) != shape:
             report.shape_mismatch[name] = f"{key} {list(value.shape)} in the file, expected {list(shape)}"
             return False
@@ -282,6 +284,18 @@ def _has_other_sizes(value: Any, parameter: Tensor) -> bool:
     """Whether an entry with as many axes as the parameter is of sizes that the parameter does not have."""
     is_like = isinstance(value, Tensor) and value.dim() == parameter.dim()
     return is_like and not set(value.shape) <= {1, *parameter.shape}
+
+
+def _adopted(
+    report: LoadReport, name: str, optimizer: Optimizer, parameter: Tensor, found: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The saved entries as the optimizer makes them its own, which ours may do with those of another."""
+    if not found or not hasattr(optimizer, "adopt_state"):
+        return found
+    adopted = optimizer.adopt_state(parameter, found)
+    if (step := found.get("step")) is not None and torch.as_tensor(step).dim() < adopted["step"].dim():
+        report.converted[name] = f"one step count in the file, {float(step):g}, is now that of each row"
+    return adopted
 
 
 def _expected_state(
@@ -303,6 +317,8 @@ def _expected_state(
         trial.grad = torch.zeros_like(trial)
         known = inspect.signature(type(optimizer)).parameters
         options = {key: value for key, value in group.items() if key in known and key not in _HOW_NOT_WHAT}
+        if "fused" in known:
+            options["fused"] = False
         twin = type(optimizer)([trial], **options)
         twin.step()
         made = twin.state[trial]

@@ -85,13 +85,17 @@ EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const fl
 EXPORT int gsopt_statistics(int64_t n, const int32_t *radii, const float *v_means2d, float scale_x, float scale_y,
                             float *norms, float *counts);
 
-/* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included. */
+/* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included.
+ * Where there are steps, they take its place: one count for each row, which this call raises, from 0 before the first. */
 typedef struct {
     float *parameter;
     const float *gradient;
     float *average, *square; /* the moments */
-    int64_t n;
+    float *steps;            /* [rows] or NULL */
+    const uint8_t *visible;  /* [rows]: which to update, steps included; NULL: all; read where there are steps */
+    int64_t n, rows;
     double lr, beta1, beta2, eps, weight_decay, step;
     int32_t decoupled, maximize;
+    int32_t uncorrected; /* rows with steps get no bias correction */
 } gsopt_adam_tensor;
 EXPORT int gsopt_adam(int count, const gsopt_adam_tensor *tensors);
