@@ -19,6 +19,7 @@ from torch import Tensor
 from gsopt.datasets import Scene, load_scene
 from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
+from gsopt.formats import Splat
 from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import (
     FIRST_LOOK,
@@ -39,6 +40,7 @@ from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
 from gsopt.strategy import DefaultStrategy, NoStrategy, Strategy
+from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 DEFAULT_RESOLUTION = {"cuda": 1600, "cpu": 640}  # pixels of the longest side
 
@@ -55,7 +57,15 @@ class TrainConfig:
     resume: Path | None = None
     """Folder of a run to continue from its newest checkpoint; flags given as well change its settings."""
     init: Path | None = None
-    """PLY to start from instead of the scene's points: a point cloud, or a splat."""
+    """Start from a point cloud (PLY) or Gaussians (PLY, .splat, .spz, a checkpoint of any program)."""
+    start_step: int | None = None
+    """With Gaussians: go on from this step, to --iterations; default: rows stay, rates are at their end."""
+    init_rates: Literal["continue", "restart"] | None = None
+    """With Gaussians: schedules go on (from --start-step; default), or begin anew over the steps left."""
+    init_warmup: int | None = None
+    """Steps over which rates rise; default: none with moments in the file, else a tenth, 100 at most."""
+    init_reset_opacity: bool = False
+    """Let densification reset the opacities of Gaussians from --init."""
     resolution: int | None = None
     """Longest side of the training images in pixels, never enlarged; default 1600 on CUDA, 640 on a CPU."""
     images: str | None = None
@@ -185,6 +195,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
+        check_start(self)
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ("test_iterations", "save_iterations"):
@@ -218,7 +229,11 @@ class TrainConfig:
         check_optimizer_flags(self.optimizer, self.optimizer_args, named_options(self.groups))
 
     def resolved(self, device_type: str) -> "TrainConfig":
-        """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""
+        """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers.
+
+        Raises InputError where `init` cannot be read.
+        """
+        self = started(self)
         length = self.schedule_iterations or self.iterations
         first = (max(1, round(FIRST_LOOK * length / REFERENCE_ITERATIONS)),)
         return dataclasses.replace(
@@ -263,15 +278,22 @@ class TrainConfig:
             images=self.images,
             test_every=self.test_every,
             seed=self.seed,
-            init=self.init,
+            init=None if self.init_rates is not None or self._begins_with_splat() else self.init,
             threads=self.threads,
             progress=not self.quiet and sys.stderr.isatty(),
         )
 
-    def first_model(self, scene: Scene) -> GaussianModel:
-        """The model before the first step: the splat given as `init`, else one made from the points."""
-        if self.init is not None and _is_splat(self.init):
-            return GaussianModel.load_ply(self.init, sh_degree=self.sh_degree)
+    def _begins_with_splat(self) -> bool:
+        return self.init is not None and is_splat(self.init)
+
+    def read_start(self) -> Splat | None:
+        """The Gaussians to begin with, with their moments; None for a point cloud or the scene's points."""
+        return read_start(self.init, self.sh_degree) if self._begins_with_splat() else None
+
+    def first_model(self, scene: Scene, start: Splat | None = None) -> GaussianModel:
+        """The model before the first step: of `start`, or made from points: those of `init` or the scene."""
+        if start is not None or (start := self.read_start()):
+            return model_of(start)
         points = scene.points if self.init is None else load_points(self.init)
         return GaussianModel.from_points(points.xyz, points.rgb, sh_degree=self.sh_degree)
 
@@ -289,15 +311,20 @@ class TrainConfig:
 
     def specs(self, extent: float) -> dict[str, GroupSpec]:
         """The group table: the original's, with what these settings change."""
+        length = self.schedule_iterations or self.iterations
+        if self.init_rates == "restart":
+            length = max(1, length - (self.start_step or 0))
         own = group_specs(
             self.groups,
             extent,
-            self.schedule_iterations or self.iterations,
+            length,
             windows=parse_freezes(self.freeze, present_groups(self)),
             excluded=set(map(attribute_name, self.exclude)),
             weight_decay=self.weight_decay,
             fit_rates=self.fit_rates,
         )
+        if self.init_rates is not None:
+            own = warm_specs(own, self, length)
         return own | joint_specs(self, extent)
 
     def make_strategy(self, extent: float) -> Strategy:
@@ -327,11 +354,17 @@ AT_LEAST = {
     "checkpoint_every": 1,
     "test_every": 0,
     "sh_degree": 0,
+    "start_step": 0,
+    "init_warmup": 0,
     "seed": 0,
 }
 
 FIXED = {  # what cannot change in a run, and why
     "init": "it has started already",
+    "start-step": "it has started already",
+    "init-rates": "it has started already",
+    "init-warmup": "it has started already",
+    "init-reset-opacity": "it has started already",
     "images": "the order of its views depends on them",
     "test-every": "its test views must stay unseen",
     "sh-degree": "its harmonics are in the checkpoint",
@@ -341,15 +374,6 @@ FIXED = {  # what cannot change in a run, and why
     "background-model": "it has one or none in its checkpoints",
     "background-model-trainable": "its background is saved accordingly",
 }
-
-
-def _is_splat(path: Path) -> bool:
-    """Whether a PLY holds Gaussians, not bare points: then its header names their colours."""
-    try:
-        with path.open("rb") as file:
-            return b" f_dc_0" in file.read(1 << 16).partition(b"end_header")[0]
-    except OSError as error:
-        raise InputError(f"--init {path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def _flag(name: str) -> str:

@@ -29,6 +29,7 @@ from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene
+from gsopt.formats import Splat
 from gsopt.group_options import attribute_name
 from gsopt.groups import apply_freezes, build_groups, build_scheduler
 from gsopt.joint import Joint
@@ -45,6 +46,7 @@ from gsopt.rundir import read_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
 from gsopt.strategy import Strategy
+from gsopt.warm_start import for_start, load_moments
 
 SAVED = (  # in every checkpoint
     *("step", "first_sh_degree", "model", "optimizer", "strategy", "strategy_kind"),
@@ -87,8 +89,11 @@ class Trainer:
         with self.clock("load"):
             if scene is None:  # a resumed run has no more use for the points it began with
                 scene = (dataclasses.replace(config, init=None) if saved else config).load_scene()
+            start = None if saved or model is not None else config.read_start()
+            if start is not None:
+                self.config = config = for_start(config, start)
             if model is None:
-                model = GaussianModel() if saved else config.first_model(scene)
+                model = GaussianModel() if saved else config.first_model(scene, start)
             self.scene, self.model = scene, model.to(self.device)
             self.joint = Joint.of_config(config, scene, self.model, read=not saved)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
@@ -96,16 +101,17 @@ class Trainer:
         strategy = strategy if strategy is not None else config.make_strategy(self.scene.extent)
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
-        self.step = 0
+        self.step = config.start_step or 0
         self.views = ViewPyramid(self.scene.train)
         self.order = ViewOrder(len(self.scene.train), config.seed)
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
         self.monitor = Monitor(None)
+        self.start_notes: list[str] = []  # on Gaussians from a file
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
         if saved:
             self._resume(saved)
         else:
-            self._build_optimizer()
+            self._begin(start)
         self._lock(saved)
         self.strategy.check(self.model)
 
@@ -235,6 +241,7 @@ class Trainer:
             "order": self.order.state_dict(),
             "generator": self.generator.get_state(),
             "seconds": dict(self.clock.seconds),
+            "extent": self.scene.extent,  # for other programs, see `gsopt.formats`
             "config": self.config.to_json(),
         }
 
@@ -250,6 +257,13 @@ class Trainer:
         if self.config.scale_rates:
             specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)
         self.scheduler = build_scheduler(self.optimizer, specs)
+
+    def _begin(self, start: Splat | None) -> None:
+        """A new optimizer, with the moments that came with the Gaussians in a file."""
+        self._build_optimizer()
+        self.scheduler.load_state_dict({"step": self.step})
+        if start is not None:
+            self.start_notes = [*start.notes, *load_moments(self.optimizer, start)]
 
     def _lock(self, saved: dict | None) -> None:
         """Lock the Gaussians that the settings mean now; a run that goes on keeps its own.

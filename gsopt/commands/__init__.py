@@ -18,6 +18,7 @@ COMMANDS = {
     "render": "the test views of a run or a PLY as PNG",
     "freeze_sweep": "a grid of runs: what freezing costs and brings, as table and picture",
     "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
+    "convert": "files of Gaussians of every program into each other, cropped, moved, joined",
     "bench": "how long a training step takes, stage by stage",
 }
 

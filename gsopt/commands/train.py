@@ -94,6 +94,7 @@ def opening(trainer: Trainer) -> list[str]:
         f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
+        *init_lines(trainer),
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
         *(f"beside    {line}" for line in beside(trainer)),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
@@ -101,6 +102,23 @@ def opening(trainer: Trainer) -> list[str]:
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
         f"run       {trainer.run.path}",
+    ]
+
+
+def init_lines(trainer: Trainer) -> list[str]:
+    """What a run that begins with Gaussians from a file does with them."""
+    config = trainer.config
+    if config.init_rates is None or not trainer.start_notes:
+        return []
+    if config.start_step is None:
+        how = "rates at the end of their schedules" if config.init_rates == "continue" else "rates restart"
+        how += ", no densification, no coarse-to-fine (--start-step N: as after N steps)"
+    else:
+        how = f"as after {config.start_step:,} steps, rates {config.init_rates}"
+    warmup = f", warm-up of {config.init_warmup} steps" if config.init_warmup else ""
+    return [
+        f"init      {config.init}: {how}{warmup}",
+        *(f"          {note}" for note in trainer.start_notes),
     ]
 
 
