@@ -69,6 +69,7 @@ def config(splat, tmp_path):
             prune_opa=0.05,
         ),
         lock=[HALF],
+        init_rates="restart",  # so that what is not locked moves far enough to tell
         max_gaussians=150,
     )
 
