@@ -216,10 +216,12 @@ def test_the_limit_leaves_the_largest_gradients(case):
     assert model.num_gaussians <= limit
 
 
-def test_growth_never_passes_the_limit():
+@pytest.mark.parametrize("until", [0, 40])
+def test_growth_never_passes_the_limit(until):
+    """Nor where a Gaussian that is small in space but large on the screen is both cloned and split."""
     generator = torch.Generator().manual_seed(0)
-    model, strategy = random_model(100, generator), DefaultStrategy(**STEPS, max_gaussians=150)
-    strategy = strategy.resolve(30_000)
+    model = random_model(100, generator)
+    strategy = DefaultStrategy(**STEPS, max_gaussians=150, refine_scale2d_stop_iter=until).resolve(30_000)
     counts = []
     for step in range(1, 40):
         strategy.observe(model, random_info(model.num_gaussians, 1, generator), step)

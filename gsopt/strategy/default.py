@@ -199,8 +199,9 @@ class DefaultStrategy(Strategy):
         if self.max_gaussians is not None:
             room = max(self.max_gaussians - len(score), 0)
             ranked = torch.where(clone | split, score, -1).argsort(descending=True, stable=True)
-            clone[ranked[room:]] = False
-            split[ranked[room:]] = False
+            taken = (clone.long() + split.long())[ranked].cumsum(0)  # rows: one in both masks takes two
+            clone[ranked[taken > room]] = False
+            split[ranked[taken > room]] = False
         return clone, split
 
     def _move_halves(self, model: nn.Module, halves: dict[str, Tensor], generator: torch.Generator) -> None:
