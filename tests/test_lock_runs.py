@@ -51,6 +51,8 @@ def config(splat, tmp_path):
     return TrainConfig(
         scene=scene,
         init=init,
+        start_step=0,  # as a new run: with the rates of a start
+        init_warmup=0,
         output=tmp_path / "run",
         iterations=ITERATIONS,
         sh_degree=1,
