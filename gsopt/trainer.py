@@ -26,7 +26,7 @@ from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene, render_view
 from gsopt.groups import apply_freezes, build_groups, build_scheduler
 from gsopt.locks import check_something_moves, clear_locked_gradients, hold_locked, lock, unlock
-from gsopt.losses import photometric
+from gsopt.losses import photometric, with_terms
 from gsopt.model import GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state
@@ -83,7 +83,7 @@ class Trainer:
             self.scene, self.model = scene, model.to(self.device)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
         self.specs = config.specs(self.scene.extent)
-        strategy = strategy if strategy is not None else config.make_strategy(self.scene.extent)
+        strategy = strategy if strategy is not None else config.make_strategy(self.scene)
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
         self.step = 0
@@ -115,6 +115,7 @@ class Trainer:
         if self.strategy.needs_grad2d(self.step):
             keep_gradient(info["means2d"])
         loss, terms = photometric(image, photo, self.config.ssim_weight)
+        loss, terms = with_terms(loss, terms, self.strategy.regularization(self.model))
         loss.backward()
         self.strategy.observe(self.model, info, self.step)
 

@@ -109,6 +109,7 @@ def test_evaluating_an_older_model_does_not_unfinish_a_run(run, tmp_path, capsys
     [
         (["--max-gaussians", "90"], "--max-gaussians"),
         (["--densify.absgrad", "--densify.refine-every", "9"], "--densify.refine-every, --densify.absgrad"),
+        (["--mcmc.noise-lr", "0", "--budget.absgrad"], "--mcmc.noise-lr, --budget.absgrad"),
         ([], None),
     ],
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import TrainConfig
+from gsopt.config import STRATEGIES, TrainConfig
 from gsopt.device import describe
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
@@ -35,9 +35,12 @@ def main(argv: Sequence[str]) -> None:
 def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
     """Warn of settings, other than those of `old`, of densification or locks where there are none."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
-    idle = [flag for flag in flags if flag == "--max-gaussians" or flag.startswith("--densify.")]
-    if config.strategy == "none" and idle:
-        warnings.warn(f"{', '.join(idle)}: without effect, because of --strategy none", stacklevel=2)
+    used = STRATEGIES.get(config.strategy)
+    others = tuple(f"--{part}." for part in STRATEGIES.values() if part != used)
+    idle = [flag for flag in flags if flag.startswith(others) or (not used and flag == "--max-gaussians")]
+    if idle:
+        because = f"because of --strategy {config.strategy}"
+        warnings.warn(f"{', '.join(idle)}: without effect, {because}", stacklevel=2)
     if "--lock-attributes" in flags and not config.lock:
         warnings.warn("--lock-attributes: without effect, because there is no --lock", stacklevel=2)
 
@@ -84,6 +87,7 @@ def opening(trainer: Trainer) -> list[str]:
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
+        *([f"growth    {plan} (--max-gaussians)"] if (plan := trainer.strategy.plan(trainer.model)) else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
         f"run       {trainer.run.path}",
