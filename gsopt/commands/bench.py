@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gsopt.bench import quality, report, studies, tables, variants
+from gsopt.bench import quality, refinement, report, studies, tables, variants
 from gsopt.bench.machine import Probes, describe_machine
 from gsopt.bench.measure import Case, measure_case
 from gsopt.bench.scenes import Size, all_bands, parse_size, still, trainer_of
@@ -55,8 +55,10 @@ class BenchConfig:
     """Tables: growing numbers of Gaussians and of pixels, fitted exponents, memory; half a minute, 2 GB."""
     time_to_quality: tuple[float, ...] | None = None
     """Train the scene; seconds and iteration at which the test views first reach each of these PSNRs (dB)."""
+    strategies: bool = False
+    """Table: train the scene with every strategy; what part of the time each takes."""
     iterations: int = 2_000
-    """Of that training."""
+    """Of these trainings."""
     test_every_steps: int | None = None
     """Iterations between tests of that training, which do not count as its time; default 1/20 of it."""
     json: Path | None = None
@@ -73,8 +75,8 @@ class BenchConfig:
         for count in self.threads or ():
             if count < 1:
                 raise InputError(f"--threads {count}: expected 1 or more")
-        for name in ("init", "resolution", "time_to_quality"):
-            if getattr(self, name) is not None and self.scene is None:
+        for name in ("init", "resolution", "time_to_quality", "strategies"):
+            if getattr(self, name) and self.scene is None:
                 raise InputError(f"--{name.replace('_', '-')}: is of a scene, found none; give --scene DIR")
         if self.json is not None and not self.json.absolute().parent.is_dir():
             raise InputError(f"--json {self.json}: no folder {self.json.parent}; make it, or give another")
@@ -166,6 +168,8 @@ def _asked(config: BenchConfig, size: Size, threads: int) -> Iterator[tuple[str,
     if config.growth:
         yield "growth_of_gaussians", lambda: _growth(studies.growing_gaussians(threads))
         yield "growth_of_pixels", lambda: _growth(studies.growing_pixels(threads))
+    if config.strategies:
+        yield "strategies", lambda: _strategies(config, threads)
     if config.time_to_quality:
         yield "time_to_quality", lambda: _quality(config, threads)
 
@@ -189,6 +193,11 @@ def _isas(size: Size, threads: int, rounds: int, steps: int) -> tuple[list[str],
 
 def _growth(growth: studies.Growth) -> tuple[list[str], Any]:
     return tables.growth_lines(growth), growth.to_json()
+
+
+def _strategies(config: BenchConfig, threads: int) -> tuple[list[str], Any]:
+    found = refinement.strategy_costs(scene_settings(config, config.device, threads))
+    return tables.strategy_lines(found), found
 
 
 def _quality(config: BenchConfig, threads: int) -> tuple[list[str], Any]:
