@@ -7,12 +7,12 @@ from functools import cache
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gsopt import surgery
 from gsopt.errors import InputError
-from gsopt.geometry import quat_to_rotmat
 from gsopt.schedules import resolve_steps, scaled
 from gsopt.strategy.growth import check_limit, check_positive, check_resolved, default_limit
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
@@ -20,7 +20,7 @@ from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 GROWTH = 1.05  # Kheradmand et al. 2024, section 4: most Gaussians after a refinement, by those before
 MOST_SHARES = 51  # as in the authors' code: Gaussians that one is replaced by, at most
 NOISE_STEEPNESS, NOISE_OPACITY = 100, 0.005  # of the sigmoid that gates the noise: Kheradmand et al., eq. 8
-NOISE_GATE = 1e-8  # Gaussians whose gate is lower get no noise: it would be lost in rounding
+NOISE_GATE = 1e-6  # of an opacity of 0.14: what is more opaque would not move by 1/1000 of its size in a run
 LARGEST_OPACITY = 1 - torch.finfo(torch.float32).eps  # the logit of 1 is infinite
 WEIGHT_ONE = 2**32  # opacity 1 as a weight in draws: whole numbers add up to the same in any order
 
@@ -192,8 +192,9 @@ class MCMCStrategy(Strategy):
         if not len(rows):
             return
         draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz)
-        strength = gate[rows, None] * (rate * self.noise_lr / self.scene_scale**2)
-        model.xyz[rows] += along_covariance(model.rotation[rows], model.scaling[rows], draws * strength)
+        strength = gate.index_select(0, rows)[:, None] * (rate * self.noise_lr / self.scene_scale**2)
+        shape = (getattr(model, name).index_select(0, rows) for name in ("rotation", "scaling"))
+        model.xyz.index_add_(0, rows, along_covariance(*shape, draws * strength))
 
 
 def shares(opacities: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,11 +231,14 @@ def along_covariance(rotation: Tensor, scaling: Tensor, vectors: Tensor) -> Tens
         rotation, scaling: raw, as in the model. [M, 4], [M, 3]
         vectors: [M, 3]
     """
-    R, variances = quat_to_rotmat(rotation), (2 * scaling).exp()
-    x, y, z = vectors.unbind(-1)
-    local = [R[:, 0, k] * x + R[:, 1, k] * y + R[:, 2, k] * z for k in range(3)]
-    a, b, c = (local[k] * variances[:, k] for k in range(3))
-    return torch.stack([R[:, k, 0] * a + R[:, k, 1] * b + R[:, k, 2] * c for k in range(3)], dim=-1)
+    quats = F.normalize(rotation, dim=-1)
+    w, axis = quats[:, :1], quats[:, 1:]
+
+    def turned(v: Tensor, direction: int) -> Tensor:  # without matrices, in a third of the time
+        across = 2 * torch.linalg.cross(axis, v)
+        return v + direction * w * across + torch.linalg.cross(axis, across)
+
+    return turned(turned(vectors, -1) * (2 * scaling).exp(), 1)
 
 
 def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
