@@ -8,6 +8,7 @@ import torch
 from test_monitor import read
 from test_trainer import bits, same_bits
 
+from gsopt.commands.train import opening
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
 from gsopt.strategy import (
@@ -31,6 +32,11 @@ DOES = {  # strategy: what it does to the ball
     "none": set(),
 }
 MOST = 75
+PLANS = {
+    "default": "at most 75 Gaussians",
+    "mcmc": "at most 75 Gaussians",
+    "budget": "60 to 75 Gaussians by iteration 25",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +63,10 @@ def config(ball, tmp_path):
 
 @pytest.mark.parametrize("strategy", DOES)
 def test_a_run(ball, config, strategy):
-    """The limit is reached, never passed by a row, and what happened is in TensorBoard."""
+    """The limit is told, reached, and never passed by a row; what happened is in TensorBoard."""
     trainer = Trainer(replace(config, strategy=strategy), scene=ball)
+    told = [line for line in opening(trainer) if line.startswith("growth")]
+    assert told == [f"growth    {plan} (--max-gaussians)" for name, plan in PLANS.items() if name == strategy]
     trainer.train()
     events = read(config.output)
     tags = events.Tags()
