@@ -29,7 +29,7 @@ class StepResult:
     terms: dict[str, Tensor]  # what the loss is made of, by name, each [], means over the views
     image: Tensor  # [H, W, 3] of the step's last view, before the update
     photo: Tensor  # [H, W, 3] of the same view, float32 in 0..1 or uint8
-    refined: Refinement  # how many Gaussians were cloned, split, pruned
+    refined: Refinement  # what became of how many Gaussians
 
 
 class Recorder:
@@ -62,9 +62,10 @@ class Recorder:
         """Reports, files and tests that are due after this step."""
         trainer, refined = self.trainer, result.refined
         config, step = trainer.config, trainer.step
-        if refined.cloned or refined.split or refined.pruned:
-            trainer.monitor.refinement(refined.cloned, refined.split, refined.pruned, step)
-            if not trainer.model.num_gaussians:
+        if any(refined.counts.values()) or refined.score is not None:
+            count = trainer.model.num_gaussians
+            trainer.monitor.refinement(refined.counts, count, refined.score, step)
+            if not count:
                 raise InputError(f"iteration {step}: every Gaussian was pruned; lower the learning rates")
         if step % LOSSES_EVERY == 0:
             self._report(result, progress)

@@ -35,7 +35,7 @@ from gsopt.groups import apply_freezes, build_groups, build_scheduler
 from gsopt.joint import Joint
 from gsopt.joint_options import present_groups, still_groups
 from gsopt.locks import check_something_moves, clear_locked_gradients, hold_locked, lock, unlock
-from gsopt.losses import photometric
+from gsopt.losses import photometric, with_terms
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state, visible_rows
@@ -98,7 +98,7 @@ class Trainer:
             self.joint = Joint.of_config(config, scene, self.model, read=not saved)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
         self.specs = config.specs(self.scene.extent)
-        strategy = strategy if strategy is not None else config.make_strategy(self.scene.extent)
+        strategy = strategy if strategy is not None else config.make_strategy(self.scene)
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
         self.step = config.start_step or 0
@@ -155,6 +155,7 @@ class Trainer:
         if self.strategy.needs_grad2d(self.step):
             keep_gradient(info["means2d"])
         loss, terms = photometric(image, photo, self.config.ssim_weight)
+        loss, terms = with_terms(loss, terms, self.strategy.regularization(self.model))
         loss.backward()
         self.strategy.observe(self.model, info, self.step)
         if hasattr(self.optimizer, "add_visible"):
