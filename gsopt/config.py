@@ -128,6 +128,9 @@ class TrainConfig:
     max_gaussians: int | None = None
     """No growth beyond so many Gaussians."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
+    # what is done when something goes wrong
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient is not finite: save a checkpoint and stop, or leave the step out and go on."""
     # what is kept
     checkpoint_every: int | None = scaled(5_000)
     """Steps between checkpoints. Scaled."""

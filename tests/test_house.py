@@ -37,6 +37,7 @@ HOUSE = {
     "groups": {"schedules", "freeze_windows"},
     "regions": {"datasets"},
     "locks": {"model", "regions", "surgery"},
+    "guards": {"locks", "model", "native"},
     "poses": set(),
     "exposure": {"runtime"},
     "optim": {"native"},
