@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HEADROOM = 1 << 30  # bytes
-SECONDS = 10  # for one file of a few kilobytes
+SECONDS = 10  # of the processor, for one file of a few kilobytes
 EXTREME = (b"\0", b"\xff", b"\x7f", b"\x80", b"\x01")
 NUMBERS = (b"-1", b"0", b"1e999", b"nan", b"-inf", b"99999999999", b"18446744073709551615", b"4e9", b"", b"x")
 
@@ -58,7 +58,9 @@ def ply(kind: str, byte_order: str = "<", text: bool = False) -> Callable[[Path]
         for i, (name, _) in enumerate(dtype):
             rows[name] = np.arange(20) + i
         file = folder / f"{kind}.ply"
-        PlyData([PlyElement.describe(rows, "vertex")], text=text, byte_order="=" if text else byte_order).write(file)
+        PlyData(
+            [PlyElement.describe(rows, "vertex")], text=text, byte_order="=" if text else byte_order
+        ).write(file)
         return file
 
     return build
@@ -102,7 +104,12 @@ def a_checkpoint(folder: Path) -> Path:
 
     from gsopt import checkpoint
 
-    state = {"step": 3, "model": {"xyz": torch.rand(20, 3)}, "order": [1, 2], "config": {"seed": 0, "a": None}}
+    state = {
+        "step": 3,
+        "model": {"xyz": torch.rand(20, 3)},
+        "order": [1, 2],
+        "config": {"seed": 0, "a": None},
+    }
     path = checkpoint.path_of(folder, 3)
     checkpoint.save(path, state)
     return path
@@ -118,7 +125,9 @@ def run_config(folder: Path) -> Path:
     from gsopt.config import TrainConfig
     from gsopt.rundir import write_json
 
-    write_json(folder / "config.json", TrainConfig(scene=Path("scene"), output=folder).resolved("cpu").to_json())
+    write_json(
+        folder / "config.json", TrainConfig(scene=Path("scene"), output=folder).resolved("cpu").to_json()
+    )
     return folder / "config.json"
 
 
@@ -241,9 +250,9 @@ def main(folder: Path, seed: int, first: int, end: int, names: list[str]) -> Non
             content = damage(whole, random.Random(f"{seed} {name} {number}"))
             path.write_bytes(content)
             (folder / "now").write_text(json.dumps({"case": name, "number": number}))
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             trouble = trouble_with(CASES[name], path)
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             if trouble:
                 print(json.dumps({"case": name, "number": number, "trouble": trouble}), flush=True)
             path.write_bytes(whole)

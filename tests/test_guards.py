@@ -69,6 +69,7 @@ def spoil(trainer: Trainer, name: str, rows, value: float = NAN, *, at: int | se
 
 def content(trainer: Trainer) -> dict:
     """A copy of all that the rest of the run depends on."""
+
     def copy(value):
         if isinstance(value, torch.Tensor):
             return value.clone()
@@ -91,12 +92,20 @@ def same(a, b) -> bool:
 
 # ----------------------------------------------------------------------------------------------- the look
 
-FINITE = [torch.zeros(7), torch.full((3, 5), 3e38), torch.ones(()), torch.empty(0, 3), torch.full((70_000,), 1e-40)]
+FINITE = [
+    torch.zeros(7),
+    torch.full((3, 5), 3e38),
+    torch.ones(()),
+    torch.empty(0, 3),
+    torch.full((70_000,), 1e-40),
+]
 
 
 @pytest.mark.parametrize("look", [guards.all_finite, guards.all_finite_reference])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize(("array", "place"), [(0, 0), (0, 6), (1, 14), (2, 0), (4, 0), (4, 32_768), (4, 69_999)])
+@pytest.mark.parametrize(
+    ("array", "place"), [(0, 0), (0, 6), (1, 14), (2, 0), (4, 0), (4, 32_768), (4, 69_999)]
+)
 def test_one_bad_element_anywhere_is_found(look, value, array, place):
     arrays = [tensor.clone() for tensor in FINITE]
     assert look(arrays)
@@ -124,7 +133,12 @@ def test_rows_in_words():
 CASES = {
     "one row": ("scaling", [3], NAN, "the gradient of scaling is not finite in row 3 (1 of 60)"),
     "infinite": ("xyz", [0, 59], -INF, "the gradient of xyz is not finite in rows 0, 59 (2 of 60)"),
-    "bands": ("feature_rest", slice(0, 9), NAN, "feature_rest is not finite in rows 0, 1, 2, 3, 4, ... (9 of 60)"),
+    "bands": (
+        "feature_rest",
+        slice(0, 9),
+        NAN,
+        "feature_rest is not finite in rows 0, 1, 2, 3, 4, ... (9 of 60)",
+    ),
 }
 
 
@@ -196,7 +210,9 @@ def test_gradients_of_locked_rows_may_be_anything(ball, config):
 
 def test_stop_saves_the_state_before_and_can_be_resumed(ball, config):
     trainer = spoil(Trainer(config, scene=ball), "scaling", [3], at=8)
-    with pytest.raises(InputError, match=r"iteration 8: photo .*row 3.*saved after iteration 7; go on with.*skip"):
+    with pytest.raises(
+        InputError, match=r"iteration 8: photo .*row 3.*saved after iteration 7; go on with.*skip"
+    ):
         trainer.train()
     path = checkpoint.latest(config.output / "checkpoints")
     assert checkpoint.step_of(path) == 7
@@ -216,7 +232,11 @@ def test_skip_leaves_the_step_out_and_counts(ball, config, capsys):
     assert metrics["skipped_steps"] == 3
     told = capsys.readouterr()
     assert (told.out + told.err).count("step left out") == 3
-    assert [(e.step, e.value) for e in read(config.output).Scalars("skipped_steps")] == [(4, 1), (8, 2), (9, 3)]
+    assert [(e.step, e.value) for e in read(config.output).Scalars("skipped_steps")] == [
+        (4, 1),
+        (8, 2),
+        (9, 3),
+    ]
     assert checkpoint.load(checkpoint.latest(config.output / "checkpoints"))["skipped"] == 3
 
 
@@ -258,7 +278,9 @@ def test_a_model_that_has_diverged_is_not_saved(ball, config, on_nan):
         return step()
 
     trainer.train_step = broken
-    with pytest.raises(InputError, match=r"feature_dc is not finite in rows 7, 9 \(2 of \d+\).*--groups.feature-dc"):
+    with pytest.raises(
+        InputError, match=r"feature_dc is not finite in rows 7, 9 \(2 of \d+\).*--groups.feature-dc"
+    ):
         trainer.train()
     steps = [checkpoint.step_of(path) for path in checkpoint.find(config.output / "checkpoints")]
     assert max(steps, default=0) <= 5
@@ -304,7 +326,9 @@ def failing(function, error, at: int, trainer: Trainer):
 def test_out_of_memory_saves_the_state_before(ball, config, error, monkeypatch):
     trainer = Trainer(config, scene=ball)
     monkeypatch.setattr(trainer.joint, "render", failing(trainer.joint.render, error, 8, trainer))
-    with pytest.raises(InputError, match=r"iteration 7: out of memory with \d+ Gaussians; saved after iteration 7"):
+    with pytest.raises(
+        InputError, match=r"iteration 7: out of memory with \d+ Gaussians; saved after iteration 7"
+    ):
         trainer.train()
     assert Trainer(TrainConfig.of_run(config.output), scene=ball).step == 7
 
@@ -313,7 +337,9 @@ def test_out_of_memory_in_the_middle_of_an_update_saves_nothing(ball, config, mo
     trainer = Trainer(config, scene=ball)
     refine = failing(trainer.strategy.refine, MemoryError(), 8, trainer)
     monkeypatch.setattr(trainer.strategy, "refine", refine)
-    with pytest.raises(InputError, match=r"in the middle of an update, the newest checkpoint is .*step_00000006"):
+    with pytest.raises(
+        InputError, match=r"in the middle of an update, the newest checkpoint is .*step_00000006"
+    ):
         trainer.train()
 
 
@@ -350,4 +376,6 @@ def test_the_command_says_it_in_one_line(ball, config, monkeypatch, capsys):
     flags = ["--scene", str(ball.path), "--output", str(config.output), "--iterations", "3", "--quiet"]
     assert main(["train", *flags, "--device", "cpu"]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("gsopt: error: iteration 0: out of memory with 60 Gaussians; saved after iteration 0")
+    assert message.startswith(
+        "gsopt: error: iteration 0: out of memory with 60 Gaussians; saved after iteration 0"
+    )
