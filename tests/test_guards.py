@@ -261,7 +261,7 @@ def test_a_skipped_step_changes_only_the_clock(ball, config):
 
 def test_where_no_photo_is_any_good_skipping_ends(ball, config):
     trainer = spoil(Trainer(replace(config, on_nan="skip"), scene=ball), "xyz", [3], at=set(range(3, 99)))
-    with pytest.raises(InputError, match="saved after iteration 13; .*lower a learning rate"):
+    with pytest.raises(InputError, match=r"saved after iteration 13; .*lower a learning rate"):
         trainer.train()
     assert trainer.skipped == 2 * len(ball.train) - 1
 
@@ -355,7 +355,9 @@ def test_a_disk_that_fails_is_told_and_the_state_saved(ball, config, monkeypatch
     trainer = Trainer(replace(config, save_iterations=(8,)), scene=ball)
     error = OSError(30, "Read-only file system", "point_cloud.ply")
     monkeypatch.setattr(trainer.model, "save_ply", failing(trainer.model.save_ply, error, 8, trainer))
-    with pytest.raises(InputError, match="iteration 8: point_cloud.ply: Read-only file system; saved after"):
+    with pytest.raises(
+        InputError, match=r"iteration 8: point_cloud\.ply: Read-only file system; saved after"
+    ):
         trainer.train()
     assert checkpoint.step_of(checkpoint.latest(config.output / "checkpoints")) == 8
 
