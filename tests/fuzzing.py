@@ -3,10 +3,10 @@
     python tests/fuzzing.py FOLDER SEED FIRST END [CASE ...]
 
 For each number in FIRST..END and each case one copy of the case's file is damaged and read. The damage
-follows from seed, case and number alone. What is not well is printed, one JSON object a line. Well is: a value
-comes back, or an InputError of one line that names the file. Not well is any other exception, and an error that
-came from asking for too much memory: the process may use HEADROOM bytes more than it had at the start. If it
-crashes, or a file takes over SECONDS, it dies, and the file `FOLDER/now` says where.
+follows from seed, case and number alone. What is not well is printed, one JSON object a line. Well is: a
+value comes back, or an InputError of one line that names the file. Not well is any other exception, and an
+error that came from asking for too much memory: the process may use HEADROOM bytes more than it had at the
+start. If it crashes, or a file takes over SECONDS, it dies, and the file `FOLDER/now` says where.
 """
 
 import json

@@ -23,7 +23,7 @@ def check_size(path: Path) -> None:
         header, found, _ = stream.read(LONGEST).partition(b"end_header")
     if not found:
         raise InputError(
-            f"{path}: not a PLY file (no end_header in its first {min(size, LONGEST):,} bytes); "
+            f"{path}: not a complete PLY file (no end_header in its first {min(size, LONGEST):,} bytes); "
             "write or download it again"
         )
     text = False
