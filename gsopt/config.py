@@ -140,6 +140,9 @@ class TrainConfig:
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
     mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
     budget: BudgetStrategy = field(default_factory=BudgetStrategy)
+    # what is done when something goes wrong
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient is not finite: save a checkpoint and stop, or leave the step out and go on."""
     # what is kept
     checkpoint_every: int | None = scaled(5_000)
     """Steps between checkpoints. Scaled."""

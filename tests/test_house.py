@@ -39,6 +39,7 @@ HOUSE = {
     "formats": {"checkpoint", "datasets", "geometry", "groups"},
     "editing": {"formats", "geometry", "regions"},
     "locks": {"model", "regions", "surgery"},
+    "guards": {"locks", "model", "native"},
     "poses": set(),
     "exposure": {"runtime"},
     "optim": {"native"},

@@ -183,8 +183,10 @@ def summary(trainer: Trainer, metrics: Metrics) -> list[str]:
     seconds = metrics["seconds"]
     parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items() if part != "total")
     run = trainer.run
+    skipped = f"{trainer.skipped:,} of {trainer.step:,} steps were not finite and left out (--on-nan skip)"
     return [
         *metrics_lines(metrics),
+        *([f"skipped   {skipped}"] if trainer.skipped else []),
         f"seconds   {seconds['total']:.1f} ({parts})",
         f"model     {run.ply(metrics['iterations'])}",
         f"picture   {run.picture}",
