@@ -39,7 +39,7 @@ from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
-from gsopt.strategy import DefaultStrategy, NoStrategy, Strategy
+from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 DEFAULT_RESOLUTION = {"cuda": 1600, "cpu": 640}  # pixels of the longest side
@@ -133,11 +133,16 @@ class TrainConfig:
     background_model_trainable: bool = False
     """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
-    strategy: Literal["default", "none"] = "default"
-    """Densification: the original clone, split and prune; or none."""
+    strategy: Literal["default", "mcmc", "budget", "none"] = "default"
+    """Densification: the original clone, split and prune; MCMC; growth to a fixed number; or none."""
     max_gaussians: int | None = None
-    """No growth beyond so many Gaussians."""
+    """No growth beyond so many Gaussians; mcmc and budget grow to so many."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
+    mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
+    budget: BudgetStrategy = field(default_factory=BudgetStrategy)
+    # what is done when something goes wrong
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient is not finite: save a checkpoint and stop, or leave the step out and go on."""
     # what is kept
     checkpoint_every: int | None = scaled(5_000)
     """Steps between checkpoints. Scaled."""
@@ -202,11 +207,13 @@ class TrainConfig:
             for value in getattr(self, name) or ():
                 if value < 1:
                     raise InputError(f"{_flag(name)} {value}: expected 1 or more")
-        for setting in dataclasses.fields(self.densify):
-            value = getattr(self.densify, setting.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                flag = _flag(f"densify.{setting.name}")
-                raise InputError(f"{flag} {value}: expected a number; --strategy none switches it all off")
+        for part in STRATEGIES.values():
+            for name, value in vars(getattr(self, part)).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    flag = _flag(f"{part}.{name}")
+                    raise InputError(
+                        f"{flag} {value}: expected a number; --strategy none switches it all off"
+                    )
         if self.sh_degree > 3:
             raise InputError(f"--sh-degree {self.sh_degree}: expected 0, 1, 2 or 3")
         if not 0 <= self.ssim_weight <= 1:
@@ -239,7 +246,7 @@ class TrainConfig:
         return dataclasses.replace(
             resolve_steps(self, length),
             schedule_iterations=length,
-            densify=resolve_steps(self.densify, length),
+            **{part: resolve_steps(getattr(self, part), length) for part in STRATEGIES.values()},
             resolution=self.resolution or DEFAULT_RESOLUTION[device_type],
             test_iterations=first if self.test_iterations is None else self.test_iterations,
             save_iterations=first if self.save_iterations is None else self.save_iterations,
@@ -327,17 +334,22 @@ class TrainConfig:
             own = warm_specs(own, self, length)
         return own | joint_specs(self, extent)
 
-    def make_strategy(self, extent: float) -> Strategy:
-        """A fresh strategy for a scene of this extent."""
+    def make_strategy(self, scene: Scene) -> Strategy:
+        """A fresh strategy for a scene, with what its settings leave to the scene."""
         if self.strategy == "none":
             return NoStrategy()
-        given = self.densify.scene_scale != DefaultStrategy.scene_scale
-        return dataclasses.replace(
-            self.densify,
-            scene_scale=self.densify.scene_scale if given else extent,
-            max_gaussians=self.densify.max_gaussians if self.max_gaussians is None else self.max_gaussians,
-        )
+        settings = getattr(self, STRATEGIES[self.strategy])
+        changes: dict[str, Any] = {}
+        if settings.scene_scale == type(settings).scene_scale:
+            changes["scene_scale"] = scene.extent
+        if self.max_gaussians is not None:
+            changes["max_gaussians"] = self.max_gaussians
+        if hasattr(settings, "training_pixels") and settings.training_pixels is None:
+            changes["training_pixels"] = sum(v.camera.width * v.camera.height for v in scene.train)
+        return dataclasses.replace(settings, **changes)
 
+
+STRATEGIES = {"default": "densify", "mcmc": "mcmc", "budget": "budget"}  # --strategy: name of its settings
 
 LARGEST_SEED = 2**63 - 2  # torch takes 64 bits with a sign, and a run uses the next one, too
 

@@ -1,6 +1,9 @@
 """A run while it trains: files, checkpoints and tests, and what TensorBoard and the terminal show."""
 
+import contextlib
 import dataclasses
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from gsopt.cameras import camera_to_json
 from gsopt.device import peak_memory
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics
+from gsopt.guards import NonFinite, diverged, is_out_of_memory
 from gsopt.metrics import psnr
 from gsopt.monitor import LOSSES_EVERY, Monitor, Progress
 from gsopt.rundir import read_json, write_json
@@ -19,6 +23,8 @@ from gsopt.strategy import Refinement
 
 if TYPE_CHECKING:
     from gsopt.trainer import Trainer
+
+FINITE_EVERY = 100  # steps between looks at the parameters; gradients are looked at in each
 
 
 @dataclass
@@ -29,7 +35,7 @@ class StepResult:
     terms: dict[str, Tensor]  # what the loss is made of, by name, each [], means over the views
     image: Tensor  # [H, W, 3] of the step's last view, before the update
     photo: Tensor  # [H, W, 3] of the same view, float32 in 0..1 or uint8
-    refined: Refinement  # how many Gaussians were cloned, split, pruned
+    refined: Refinement  # what became of how many Gaussians
 
 
 class Recorder:
@@ -37,6 +43,8 @@ class Recorder:
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
+        self._in_a_row = 0  # steps left out one after another
+        self._last_skip = -1  # the step after which the last was
         self.history: list[Metrics] = []  # a test of the run each
         self._reported = (trainer.step, trainer.clock.read().get("train", 0.0))  # at the last report
 
@@ -58,15 +66,19 @@ class Recorder:
         if trainer.step == 0:
             trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
 
-    def after(self, result: StepResult, progress: Progress) -> None:
-        """Reports, files and tests that are due after this step."""
-        trainer, refined = self.trainer, result.refined
+    def after(self, result: StepResult | None, progress: Progress) -> None:
+        """Reports, files and tests that are due after this step; None for one that was left out."""
+        trainer = self.trainer
         config, step = trainer.config, trainer.step
-        if refined.cloned or refined.split or refined.pruned:
-            trainer.monitor.refinement(refined.cloned, refined.split, refined.pruned, step)
-            if not trainer.model.num_gaussians:
+        refined = Refinement() if result is None else result.refined
+        if any(refined.counts.values()) or refined.score is not None:
+            count = trainer.model.num_gaussians
+            trainer.monitor.refinement(refined.counts, count, refined.score, step)
+            if not count:
                 raise InputError(f"iteration {step}: every Gaussian was pruned; lower the learning rates")
-        if step % LOSSES_EVERY == 0:
+        if step % FINITE_EVERY == 0:
+            self._require_finite()
+        if step % LOSSES_EVERY == 0 and result is not None:
             self._report(result, progress)
         if step == config.iterations:
             return  # `finish` does the rest
@@ -90,6 +102,7 @@ class Recorder:
         metrics |= {
             "iterations": trainer.step,
             "gaussians": trainer.model.num_gaussians,
+            "skipped_steps": trainer.skipped,
             "seconds": {part: round(value, 3) for part, value in trainer.clock.read().items()},
             "peak_memory_bytes": peak_memory(trainer.device),
             "history": self.history,
@@ -102,6 +115,58 @@ class Recorder:
         self._require_finite()
         self._save_ply()
         self._save_checkpoint()
+
+    def skip_or_stop(self, trouble: NonFinite, progress: Progress) -> None:
+        """Leave out the step that `trouble` is about, or end the run, as `--on-nan` says.
+
+        A run ends also if its model has diverged, or if so many steps in a row are left out that every photo
+        has had its turn: while nothing changes, nothing gets better.
+        """
+        self._require_finite()
+        trainer = self.trainer
+        in_a_row = self._in_a_row + 1 if self._last_skip == trainer.step else 1
+        hopeless = in_a_row * trainer.config.views_per_step >= 2 * len(trainer.scene.train)
+        if trainer.config.on_nan == "stop" or hopeless:
+            remedy = "lower a learning rate" if hopeless else "leave such steps out by --on-nan skip"
+            saved = self._save_last()
+            raise InputError(f"{trouble}; nothing was changed by this step; {saved}: {remedy}") from trouble
+        trainer.skip_step()
+        self._in_a_row, self._last_skip = in_a_row, trainer.step
+        trainer.monitor.scalars({"skipped_steps": trainer.skipped}, trainer.step)
+        progress.say(f"{trouble}; step left out, the {trainer.skipped:,}. of this run")
+
+    @contextlib.contextmanager
+    def rescue(self) -> Iterator[None]:
+        """Around training: if memory or disk fails, a checkpoint is saved first, where the state is whole.
+
+        Raises InputError then, which says what failed and what is saved.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError, OSError) as error:
+            trainer = self.trainer
+            if is_out_of_memory(error):
+                traceback.clear_frames(error.__traceback__)  # what they hold is needed for saving
+                trouble = f"out of memory with {trainer.model.num_gaussians:,} Gaussians"
+                remedy = "lower --resolution, --batch-size or --max-gaussians"
+            elif isinstance(error, OSError):
+                trouble = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                remedy = "check the path, its permissions and the free space"
+            else:
+                raise
+            raise InputError(f"iteration {trainer.step}: {trouble}; {self._save_last()}: {remedy}") from error
+
+    def _save_last(self) -> str:
+        """Save a checkpoint before the run ends in an error; what has come of it, with how to go on."""
+        trainer = self.trainer
+        if not trainer.whole:
+            newest = checkpoint.latest(trainer.run.checkpoints)
+            return f"this was in the middle of an update, the newest checkpoint is {newest or 'none'}"
+        try:
+            self._save_checkpoint()
+        except (OSError, MemoryError, RuntimeError) as error:
+            return f"no checkpoint could be saved ({error})"
+        return f"saved after iteration {trainer.step}; go on with: gsopt train --resume {trainer.run.path}"
 
     def _recall(self) -> None:
         """The tests of earlier sessions, but for those after the checkpoint: they are done again."""
@@ -128,15 +193,14 @@ class Recorder:
     def _require_finite(self) -> None:
         """Nothing good is overwritten by a model that has diverged: the run ends here."""
         trainer = self.trainer
-        for name, parameter in trainer.joint.named_parameters():
-            used = parameter.exp() if name.endswith("scaling") else parameter  # e^x overflows before x does
-            if not used.isfinite().all():
-                newest = checkpoint.latest(trainer.run.checkpoints)
-                raise InputError(
-                    f"iteration {trainer.step}: {name} is not finite, the training has diverged; "
-                    f"lower its learning rate (--groups.{name.removesuffix('.delta').replace('_', '-')}.lr). "
-                    f"Newest checkpoint: {newest or 'none'}"
-                )
+        if found := diverged(trainer.joint.named_parameters()):
+            name, rows = found
+            newest = checkpoint.latest(trainer.run.checkpoints)
+            raise InputError(
+                f"iteration {trainer.step}: {name} is not finite in {rows}, the training has diverged; "
+                f"lower its learning rate (--groups.{name.removesuffix('.delta').replace('_', '-')}.lr). "
+                f"Newest checkpoint: {newest or 'none'}"
+            )
 
     def _report(self, result: StepResult, progress: Progress) -> None:
         """Numbers of this step for TensorBoard and the progress line: what a step itself never waits for."""

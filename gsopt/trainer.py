@@ -1,6 +1,6 @@
 """Training. READ FIRST: `Trainer.train_step` is the whole method, one update of a model from photos.
 
-    freezes -> for each view: activate -> rasterize -> loss -> backward -> observe
+    freezes -> for each view: activate -> rasterize -> loss -> backward -> all finite? -> observe
     -> mean of the gradients -> optimizer -> refine -> learning rates of the next step
 
 A step has `--batch-size` x `--accumulate` views, by default one.
@@ -32,10 +32,11 @@ from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.formats import Splat
 from gsopt.group_options import attribute_name
 from gsopt.groups import apply_freezes, build_groups, build_scheduler
+from gsopt.guards import NonFinite, check_finite, intact
 from gsopt.joint import Joint
 from gsopt.joint_options import present_groups, still_groups
 from gsopt.locks import check_something_moves, clear_locked_gradients, hold_locked, lock, unlock
-from gsopt.losses import photometric
+from gsopt.losses import photometric, with_terms
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state, visible_rows
@@ -98,10 +99,12 @@ class Trainer:
             self.joint = Joint.of_config(config, scene, self.model, read=not saved)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
         self.specs = config.specs(self.scene.extent)
-        strategy = strategy if strategy is not None else config.make_strategy(self.scene.extent)
+        strategy = strategy if strategy is not None else config.make_strategy(self.scene)
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
         self.step = config.start_step or 0
+        self.skipped = 0  # of the steps done, those that were left out
+        self.whole = True  # False in the middle of an update
         self.views = ViewPyramid(self.scene.train)
         self.order = ViewOrder(len(self.scene.train), config.seed)
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
@@ -120,14 +123,17 @@ class Trainer:
     def train_step(self) -> StepResult:
         """One update of every group that is not frozen, by the mean loss of one view or several.
 
-        Then what the strategy makes of it.
+        Then what the strategy makes of it. Raises NonFinite for a loss or gradient that is not finite: then,
+        and if memory runs out before the update, all is as it was before the step.
         """
-        self.step += 1
-        apply_freezes(self.optimizer, self.specs, self.step - 1)
-        losses = []
-        for _ in range(self.config.views_per_step):
-            terms, image, photo = self._backward()
-            losses.append(terms)
+        with intact(self):
+            self.step += 1
+            apply_freezes(self.optimizer, self.specs, self.step - 1)
+            losses = []
+            for _ in range(self.config.views_per_step):
+                terms, image, photo = self._backward()
+                losses.append(terms)
+        self.whole = False
         average_gradients(self.optimizer, len(losses))
 
         clear_locked_gradients(self.model)
@@ -136,6 +142,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         refined = self.strategy.refine(self.model, self.optimizer, self.step, self.generator)
         self.scheduler.step()  # to the learning rates of the next step
+        self.whole = True
         terms = mean_terms(losses)
         return StepResult(terms.pop("total"), terms, image, photo, refined)
 
@@ -152,28 +159,49 @@ class Trainer:
         image, info = self.joint.render(
             view.camera, background, number, sh_degree=self.sh_degree, **self.render_options
         )
-        if self.strategy.needs_grad2d(self.step):
+        needs_grad2d = self.strategy.needs_grad2d(self.step)
+        if needs_grad2d:
             keep_gradient(info["means2d"])
         loss, terms = photometric(image, photo, self.config.ssim_weight)
+        loss, terms = with_terms(loss, terms, self.strategy.regularization(self.model))
         loss.backward()
+        where = f"iteration {self.step}: photo {view.camera.name}"
+        projected = info["means2d"].grad if needs_grad2d else None
+        check_finite(where, loss, self.optimizer, self.model, projected)
         self.strategy.observe(self.model, info, self.step)
         if hasattr(self.optimizer, "add_visible"):
             self.optimizer.add_visible(self.model, visible_rows(info))
         return terms | {"total": loss.detach()}, image.detach(), photo
+
+    def skip_step(self) -> None:
+        """Leave the next step out: its number, its views and its learning rates go by, all else stays."""
+        self.step += 1
+        for _ in range(self.config.views_per_step):
+            self.order.next()
+        self.scheduler.load_state_dict({"step": self.step})
+        self.skipped += 1
 
     def train(self) -> Metrics:
         """Train to the last iteration and return what is then in the run's `metrics.json`.
 
         On Ctrl-C or SIGTERM the step is finished, a checkpoint and a PLY are saved, and KeyboardInterrupt is
         raised with what to do next.
+
+        Raises:
+            InputError: the training cannot go on (a gradient is not finite, the model has diverged, memory or
+                disk is full); where the state is whole, it is in a checkpoint.
         """
         recorder = Recorder(self)
         recorder.begin()
         progress = Progress(self.step, self.config.iterations, self.config.quiet)
-        with StopSignals() as stop, torch_threads(1), self.clock("train"):
+        with StopSignals() as stop, torch_threads(1), self.clock("train"), recorder.rescue():
             try:
                 while self.step < self.config.iterations:
-                    result = self.train_step()
+                    try:
+                        result = self.train_step()
+                    except NonFinite as trouble:
+                        recorder.skip_or_stop(trouble, progress)
+                        result = None
                     progress.advance()
                     recorder.after(result, progress)
                     if stop.asked:
@@ -232,6 +260,7 @@ class Trainer:
         """All that the rest of the run depends on, as a checkpoint holds it: `SAVED` and "joint"."""
         return {
             "step": self.step,
+            "skipped": self.skipped,
             "first_sh_degree": self.first_sh_degree,
             "model": self.model.state_dict(),
             "joint": self.joint.state_dict(),
@@ -315,6 +344,7 @@ class Trainer:
         """Go on from what a checkpoint holds."""
         self._check_views()
         self.step, self.first_sh_degree = state["step"], state["first_sh_degree"]
+        self.skipped = state.get("skipped", 0)  # older checkpoints have no such entry
         self.model.load_state_dict(state["model"], take_sh_degree=True)
         self.joint.load_state_dict(state.get("joint", {}))  # older checkpoints have no such entry
         self._build_optimizer()

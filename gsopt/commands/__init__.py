@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"gsopt: error: {reason}; check the path, its permissions and the free space", file=sys.stderr)
         return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        from gsopt.guards import is_out_of_memory  # at call time: it imports torch
+
+        if not is_out_of_memory(error):
+            raise
         print("gsopt: error: out of memory; lower --resolution or the number of Gaussians", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

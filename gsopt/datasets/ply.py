@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gsopt.datasets.ply_header import check_header
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
 from gsopt.geometry import sh_to_rgb
@@ -179,8 +180,11 @@ def read_elements(path: Path) -> dict[str, np.ndarray]:
     from plyfile import PlyData, PlyParseError
 
     try:
+        check_header(path)
         with np.errstate(over="ignore"):  # text too large for its type becomes inf, which is reported as such
             ply = PlyData.read(path)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of a PLY file") from None
     except OSError as error:

@@ -103,6 +103,10 @@ class VisibleAdam(Optimizer):
             own = rows.to(parameter.device).contiguous()
             self._visible[parameter] = own if known is None else known | own
 
+    def forget_visible(self) -> None:
+        """Forget the rows that :func:`add_visible` named, for a step that is not taken."""
+        self._visible = {}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the rows that were seen; `closure` computes the loss, as in torch.
