@@ -11,6 +11,7 @@ Gaussians alone altogether (`gsopt.strategy.movable`), also where only some attr
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -59,9 +60,7 @@ def unlock(
     _set(model, everywhere if rows is None else _mask(model, rows), attributes, False)
 
 
-@contextlib.contextmanager
-@torch.no_grad()
-def hold_locked(model: GaussianModel, optimizer: Optimizer) -> Iterator[None]:
+def hold_locked(model: GaussianModel, optimizer: Optimizer) -> AbstractContextManager[None]:
     """Around `optimizer.step()`: afterwards locked rows, values and moments, have the bits they had before.
 
     Works with every optimizer, whatever it does inside: momentum and weight decay included. Which of its
@@ -71,6 +70,12 @@ def hold_locked(model: GaussianModel, optimizer: Optimizer) -> Iterator[None]:
     rows are locked, the optimizer gets to see the others only. So compute gradients before; or, if a closure
     does it, let there be none at the start.
     """
+    return contextlib.nullcontext() if model.locks is None else _hold(model, optimizer)
+
+
+@contextlib.contextmanager
+@torch.no_grad()
+def _hold(model: GaussianModel, optimizer: Optimizer) -> Iterator[None]:
     undo = []
     for name, (locked, free) in _known(model).rows.items():
         parameter = model.get_parameter(name)
@@ -133,6 +138,8 @@ def _show_only(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> C
 @torch.no_grad()
 def clear_locked_gradients(model: GaussianModel) -> None:
     """Set the gradients of locked rows to zero: no norm of a gradient counts them then."""
+    if model.locks is None:
+        return
     for name, places in locked_rows(model).items():
         gradient = model.get_parameter(name).grad
         if gradient is not None:

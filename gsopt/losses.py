@@ -113,6 +113,11 @@ def _check(image: Tensor, target: Tensor) -> None:
         raise ValueError(f"target: expected uint8 or floating point, found {target.dtype}")
 
 
+def weighted(l1: float, index: float, ssim_weight: float) -> float:
+    """The loss of its two terms. Of single numbers: torch takes longer for each sum and product."""
+    return (1 - ssim_weight) * l1 + ssim_weight * (1 - index)
+
+
 class _Photometric(torch.autograd.Function):
     """The native kernel: the gradient comes with the value, if anybody is going to ask for it."""
 
@@ -139,14 +144,10 @@ class _Photometric(torch.autograd.Function):
             )
         )
         ctx.gradient = gradient
-        l1, index = (
-            sums.tolist()
-        )  # single numbers: torch takes longer for each sum and product than for these
-        results = [
-            image.new_tensor(x) for x in ((1 - ssim_weight) * l1 + ssim_weight * (1 - index), l1, index)
-        ]
+        l1, index = sums.tolist()
+        results = tuple(image.new_tensor(x) for x in (weighted(l1, index, ssim_weight), l1, index))
         ctx.mark_non_differentiable(*results[1:])
-        return tuple(results)
+        return results
 
     @staticmethod
     @once_differentiable

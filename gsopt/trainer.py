@@ -27,6 +27,7 @@ from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, pick_device
+from gsopt.direct import DirectView
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.formats import Splat
@@ -102,6 +103,9 @@ class Trainer:
         strategy = strategy if strategy is not None else config.make_strategy(self.scene)
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
+        # Where nothing beside the model is trained, the CPU kernel needs no autograd.
+        alone = self.device.type == "cpu" and config.backend == "auto" and not self.joint.sides
+        self.direct = DirectView(self.model, **self.render_options) if alone else None
         self.step = config.start_step or 0
         self.skipped = 0  # of the steps done, those that were left out
         self.whole = True  # False in the middle of an update
@@ -156,18 +160,27 @@ class Trainer:
         background = self._view_background()
         photo = self._photo(view, background)
 
-        image, info = self.joint.render(
-            view.camera, background, number, sh_degree=self.sh_degree, **self.render_options
-        )
-        needs_grad2d = self.strategy.needs_grad2d(self.step)
-        if needs_grad2d:
-            keep_gradient(info["means2d"])
-        loss, terms = photometric(image, photo, self.config.ssim_weight)
+        grad2d = self.strategy.needs_grad2d(self.step)
+        weight = self.config.ssim_weight
+        if self.direct and self.direct.fits(photo, background):  # all in one call
+            loss, terms, image, info, finite = self.direct.backward(
+                view.camera, background, photo, weight, sh_degree=self.sh_degree, grad2d=grad2d
+            )
+        else:
+            finite = False  # as far as is known
+            options = self.render_options | {"sh_degree": self.sh_degree}
+            image, info = self.joint.render(view.camera, background, number, **options)
+            if grad2d:
+                keep_gradient(info["means2d"])
+            loss, terms = photometric(image, photo, weight)
         loss, terms = with_terms(loss, terms, self.strategy.regularization(self.model))
-        loss.backward()
-        where = f"iteration {self.step}: photo {view.camera.name}"
-        projected = info["means2d"].grad if needs_grad2d else None
-        check_finite(where, loss, self.optimizer, self.model, projected)
+        if loss.requires_grad:
+            loss.backward()
+            finite = False
+        if not finite:
+            where = f"iteration {self.step}: photo {view.camera.name}"
+            projected = info["means2d"].grad if grad2d else None
+            check_finite(where, loss, self.optimizer, self.model, projected)
         self.strategy.observe(self.model, info, self.step)
         if hasattr(self.optimizer, "add_visible"):
             self.optimizer.add_visible(self.model, visible_rows(info))

@@ -176,6 +176,7 @@ def test_a_bad_loss_is_told_with_what_it_did(ball, config, monkeypatch):
     trainer = Trainer(config, scene=ball)
     trainer.train_step()
     monkeypatch.setattr("gsopt.trainer.photometric", spoilt)
+    trainer.direct = None  # through autograd
     with pytest.raises(NonFinite, match=r"the loss is nan; the gradient of .* is not finite in rows"):
         trainer.train_step()
     assert trainer.step == 1
@@ -188,6 +189,7 @@ def test_statistics_are_kept_clean_where_all_geometry_is_frozen(ball, config, mo
 
     monkeypatch.setattr("gsopt.trainer.keep_gradient", poisoned)
     trainer = Trainer(replace(config, freeze=("xyz", "scaling", "rotation", "opacity")), scene=ball)
+    trainer.direct = None  # through autograd
     with pytest.raises(NonFinite, match="means2d is not finite in rows"):
         trainer.train_step()
 
@@ -325,7 +327,7 @@ def failing(function, error, at: int, trainer: Trainer):
 )
 def test_out_of_memory_saves_the_state_before(ball, config, error, monkeypatch):
     trainer = Trainer(config, scene=ball)
-    monkeypatch.setattr(trainer.joint, "render", failing(trainer.joint.render, error, 8, trainer))
+    monkeypatch.setattr(trainer.direct, "backward", failing(trainer.direct.backward, error, 8, trainer))
     with pytest.raises(
         InputError, match=r"iteration 7: out of memory with \d+ Gaussians; saved after iteration 7"
     ):
@@ -346,7 +348,7 @@ def test_out_of_memory_in_the_middle_of_an_update_saves_nothing(ball, config, mo
 def test_other_errors_are_not_hidden(ball, config, monkeypatch):
     trainer = Trainer(config, scene=ball)
     error = RuntimeError("a mistake in the program")
-    monkeypatch.setattr(trainer.joint, "render", failing(trainer.joint.render, error, 3, trainer))
+    monkeypatch.setattr(trainer.direct, "backward", failing(trainer.direct.backward, error, 3, trainer))
     with pytest.raises(RuntimeError, match="a mistake in the program"):
         trainer.train()
 

@@ -45,6 +45,7 @@ HOUSE = {
     "optim": {"native"},
     "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
+    "direct": {"cameras", "losses", "model", "native", "render"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)

@@ -1,6 +1,6 @@
 """Memory that a training step takes beyond what a training holds anyway."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -15,11 +15,11 @@ from gsopt.bench.measure import Timer
 class LiveTensors(TorchDispatchMode):
     """Inside, keeps account of the tensors that operations make; `peak` is the most bytes alive at once."""
 
-    def __init__(self, known: Mapping[str, Tensor]) -> None:
-        """`known`: tensors that do not count."""
+    def __init__(self, known: Iterable[int]) -> None:
+        """`known`: addresses of memory that does not count."""
         super().__init__()
         self.peak = 0
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known.values()}
+        self._known = frozenset(known)
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
@@ -44,16 +44,17 @@ class LiveTensors(TorchDispatchMode):
 def step_bytes(timer: Timer) -> int:
     """Bytes of one step beyond parameters, gradients, moments and photos: for a warmed-up trainer on a CPU.
 
-    The kernel's buffers as they are after the step, and the most that was alive at once of the tensors it
-    made, less the gradients. Not by the process's size: what the allocator keeps for later is not in it.
+    The kernel's buffers as they are after the step, what is kept from step to step (`DirectView.kept`), and
+    the most that was alive at once of other tensors, less the gradients. Not by the process's size: what the
+    allocator keeps for later is not in it.
     """
     trainer = timer.trainer
-    known = dict(trainer.model.named_parameters())
-    for number, state in enumerate(trainer.optimizer.state.values()):
-        known |= {f"{number}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-    known |= {view.camera.name: view.image for view in trainer.scene.train}
-    with LiveTensors(known) as tensors:
+    known = [*trainer.model.parameters(), *(view.image for view in trainer.scene.train)]
+    known += [value for state in trainer.optimizer.state.values() for value in state.values()]
+    addresses = [tensor.untyped_storage().data_ptr() for tensor in known if isinstance(tensor, Tensor)]
+    kept = trainer.direct.kept if trainer.direct else {}
+    with LiveTensors([*addresses, *kept]) as tensors:
         timer.warm_up(1)
     trained = [p for group in trainer.optimizer.param_groups for p in group["params"] if p.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trained)
-    return native.Frame.idle_bytes() + max(0, tensors.peak - gradients)
+    return native.Frame.idle_bytes() + max(0, sum(kept.values()) + tensors.peak - gradients)

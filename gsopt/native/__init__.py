@@ -11,7 +11,7 @@ from torch import Tensor
 from gsopt.errors import InputError
 from gsopt.native import build
 
-ABI = 3
+ABI = 4
 _TOO_MANY = 2  # GSOPT_TOO_MANY
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
@@ -29,13 +29,34 @@ class Camera(ctypes.Structure):
     )
 
 
+class View(ctypes.Structure):
+    """`gsopt_view` of src/gsopt.h."""
+
+    _fields_ = (
+        ("n", _LONG),
+        *((name, ctypes.c_int32) for name in ("degree", "bands", "height", "width")),
+        *((name, _POINTER) for name in ("means", "quats", "scales", "opacities", "dc", "rest", "background")),
+        *((name, _POINTER) for name in ("target", "target8")),
+        ("sums", ctypes.c_double * 2),
+        *((name, _POINTER) for name in ("radii", "means2d", "cov2d", "depths", "splat_opacities", "colors")),
+        *((name, _POINTER) for name in ("image", "alpha", "v_image", "v_means2d", "v_absolute", "v_cov2d")),
+        *((name, _POINTER) for name in ("v_colors", "v_splat_opacities", "v_means", "v_quats", "v_scales")),
+        *((name, _POINTER) for name in ("v_opacities", "v_dc", "v_rest")),
+        ("weight", _FLOAT),
+        ("finite", ctypes.c_int32),
+    )
+
+
 class AdamTensor(ctypes.Structure):
     """`gsopt_adam_tensor` of src/gsopt.h."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("parameter", "gradient", "average", "square", "steps", "visible")),
+        *(
+            (name, _POINTER)
+            for name in ("parameter", "gradient", "average", "square", "count", "steps", "visible")
+        ),
         *((name, _LONG) for name in ("n", "rows")),
-        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "step")),
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
         *((name, ctypes.c_int32) for name in ("decoupled", "maximize", "uncorrected")),
     )
 
@@ -63,6 +84,7 @@ _SIGNATURES = {
     "gsopt_rasterize": (_INT, [_POINTER, _INT, *[_POINTER] * 3]),
     "gsopt_rasterize_backward": (_INT, [_POINTER, _INT, *[_POINTER] * 8]),
     "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
+    "gsopt_view_gradients": (_INT, [_POINTER, ctypes.POINTER(Camera), ctypes.POINTER(View)]),
     "gsopt_statistics": (_INT, [_LONG, _POINTER, _POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER]),
     "gsopt_finite": (_INT, [_INT, _POINTER, _POINTER]),
     "gsopt_adam": (_INT, [_INT, ctypes.POINTER(AdamTensor)]),

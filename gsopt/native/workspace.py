@@ -18,7 +18,7 @@ _KEPT = 4  # blocks a name; more tensors at once than that are ordinary ones
 _SPARE = 1.25  # room for a growing scene
 _WASTE = 4  # a block this many times too large is given back
 _ALIGNMENT = 64  # bytes: a cache line
-_NUMPY = {torch.int32: np.int32}
+_NUMPY = {torch.float32: np.float32, torch.int32: np.int32}
 _FREE = 2  # references to a block that no tensor uses: the list's and getrefcount's own
 
 _blocks: dict[str, list[np.ndarray]] = {}
@@ -35,18 +35,25 @@ def empty(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
         shape: of the tensor.
         dtype: float32 or int32.
     """
+    # The tensor holds the array, and that the block, whose references say that it is in use. Made so, it is
+    # no view: autograd would refuse to let users change a rendered picture in place.
+    return torch.from_numpy(array(name, shape, _NUMPY[dtype]))
+
+
+def array(name: str, shape: Sequence[int], dtype: type = np.float32) -> np.ndarray:
+    """The same as an array of NumPy; tensors that are made of it by `torch.from_numpy` hold it."""
     count = math.prod(shape)
     with _lock:
         blocks = _blocks.setdefault(name, [])
         for index in range(len(blocks)):
             if sys.getrefcount(blocks[index]) == _FREE and count <= blocks[index].size <= _WASTE * count:
-                return _tensor(blocks[index], shape, dtype)
+                return _slice(blocks[index], shape, dtype)
         # None fits: the free ones are of another size of scene or image.
         blocks[:] = [blocks[i] for i in range(len(blocks)) if sys.getrefcount(blocks[i]) > _FREE]
         if count == 0 or len(blocks) >= _KEPT:
-            return torch.empty(tuple(shape), dtype=dtype, device="cpu")
+            return np.empty(tuple(shape), dtype)
         blocks.append(_aligned(int(count * _SPARE)))
-        return _tensor(blocks[-1], shape, dtype)
+        return _slice(blocks[-1], shape, dtype)
 
 
 def nbytes() -> int:
@@ -69,8 +76,6 @@ def _aligned(count: int) -> np.ndarray:
     return np.frombuffer(memoryview(raw)[first : first + 4 * count], np.float32)
 
 
-def _tensor(block: np.ndarray, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    # The tensor holds this array, and that the block, whose references say that it is in use. Made so, it is
-    # no view: autograd would refuse to let users change a rendered picture in place.
-    array = block[: math.prod(shape)].reshape(shape)
-    return torch.from_numpy(array if dtype == torch.float32 else array.view(_NUMPY[dtype]))
+def _slice(block: np.ndarray, shape: Sequence[int], dtype: type) -> np.ndarray:
+    rows = block[: math.prod(shape)].reshape(shape)
+    return rows if dtype == np.float32 else rows.view(dtype)

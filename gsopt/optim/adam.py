@@ -51,21 +51,21 @@ class _NativeStep:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        step = state["step"].item() + 1
-        state["step"].fill_(step)  # a sum in torch takes three times as long
+        if state["step"].dtype != torch.float32:  # torch makes them of its default dtype
+            state["step"] = state["step"].float()
         beta1, beta2 = group["betas"]
         return AdamTensor(
-            parameter=pointer(parameter),
-            gradient=pointer(parameter.grad),
+            parameter=parameter.data_ptr(),
+            gradient=parameter.grad.data_ptr(),
             average=pointer(state["exp_avg"]),
             square=pointer(state["exp_avg_sq"]),
+            count=pointer(state["step"]),
             n=parameter.numel(),
-            lr=float(group["lr"]),
-            beta1=float(beta1),
-            beta2=float(beta2),
+            lr=group["lr"],  # a number, or a tensor of one
+            beta1=beta1,
+            beta2=beta2,
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            step=step,
             decoupled=isinstance(self, torch.optim.AdamW) or group.get("decoupled_weight_decay", False),
             maximize=group["maximize"],
         )

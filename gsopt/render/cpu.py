@@ -14,7 +14,7 @@ from gsopt.render.info import RenderInfo, render_info
 from gsopt.render.kernel import Anchor, Rasterize, Splat, Watch
 
 _MAX_CHANNELS = 32  # of the kernel, in one go; up to 4 are fast
-_MAX_DEGREE = 3
+MAX_DEGREE = 3
 _MAX_SIDE = 16 * 65_535  # pixels: the kernel counts tiles in 16 bits
 
 
@@ -76,9 +76,9 @@ def _reject(call: RenderCall) -> None:
             f"absgrad: the cpu backend supports up to {_MAX_CHANNELS} channels with it, "
             f"found {call.num_channels + call.renders_depth}"
         )
-    if call.sh_degree is not None and call.sh_degree > _MAX_DEGREE:
+    if call.sh_degree is not None and call.sh_degree > MAX_DEGREE:
         raise NotImplementedError(
-            f"sh_degree: the cpu backend supports up to {_MAX_DEGREE}, found {call.sh_degree}"
+            f"sh_degree: the cpu backend supports up to {MAX_DEGREE}, found {call.sh_degree}"
         )
 
 
@@ -113,11 +113,11 @@ def _info(
         tensors = {name: tensor[rows] for name, tensor in tensors.items()}
         tensors |= {"camera_ids": rows[0], "gaussian_ids": rows[1]}
         covars2d = covars2d[rows]
-    return render_info(call, conics=lambda: _conics(covars2d), **tensors)
+    return render_info(call, conics=lambda: conics(covars2d), **tensors)
 
 
-def _conics(covars2d: Tensor) -> Tensor:
-    """Inverse covariances a, b, c; zeros where there is no splat. [..., 3]"""
+def conics(covars2d: Tensor) -> Tensor:
+    """Inverse of covariances xx, xy, yy in the same order; zeros where there is no splat. [..., 3]"""
     a, b, c = covars2d.unbind(-1)
     det = a * c - b * b
     return torch.stack([c, -b, a], dim=-1) / torch.where(det > 0, det, 1)[..., None]

@@ -43,7 +43,7 @@ class RenderInfo(dict):
         return self[key]
 
     def _complete(self) -> "RenderInfo":
-        for key in (*self.INTERSECTIONS, "conics"):
+        for key in (*self.INTERSECTIONS, "conics", "depths", "opacities"):
             self[key]
         return self
 
@@ -84,9 +84,9 @@ def render_info(
     *,
     radii: Tensor,  # int32 [C, N, 2] or [nnz, 2]
     means2d: Tensor,  # [C, N, 2] or [nnz, 2]
-    depths: Tensor,  # [C, N] or [nnz]
-    conics: Tensor | Callable[[], Tensor],  # [C, N, 3] or [nnz, 3]; a function is called at the first look
-    opacities: Tensor,  # [C, N] or [nnz]
+    depths: Tensor | Callable[[], Tensor],  # [C, N] or [nnz]; functions are called at the first look
+    conics: Tensor | Callable[[], Tensor],  # [C, N, 3] or [nnz, 3]
+    opacities: Tensor | Callable[[], Tensor],  # [C, N] or [nnz]
     camera_ids: Tensor | None = None,  # int64 [nnz] when packed
     gaussian_ids: Tensor | None = None,  # int64 [nnz] when packed
 ) -> RenderInfo:

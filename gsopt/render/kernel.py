@@ -50,7 +50,8 @@ class Anchor(torch.autograd.Function):
         return None, None
 
 
-def _camera(call: RenderCall, index: int) -> Camera:
+def camera_struct(call: RenderCall, index: int) -> Camera:
+    """A call's camera as the kernel knows it."""
     view = call.viewmats[index].detach().tolist()
     (fx, _, cx), (_, fy, cy), _ = call.Ks[index].detach().tolist()
     return Camera(
@@ -96,7 +97,7 @@ class Splat(torch.autograd.Function):
         composited = workspace.empty("opacities", shape) if call.raw or call.antialiased else None
         colors = workspace.empty("colors", (*shape, 3)) if harmonics else None
         splats = (radii, means2d, covars2d, depths, composited)
-        ctx.cameras = [_camera(call, c) for c in range(call.num_cameras)]  # callers may refill viewmats
+        ctx.cameras = [camera_struct(call, c) for c in range(call.num_cameras)]  # callers may refill viewmats
         for c, camera in enumerate(ctx.cameras):
             rows = (*map(pointer, inputs), *(pointer(tensor, c) for tensor in splats))
             check(library().gsopt_project(frames[c].handle, camera, shape[1], *rows))

@@ -96,7 +96,6 @@ class DefaultStrategy(Strategy):
         check_resolved(self)
         return step < self.refine_stop_iter
 
-    @torch.no_grad()
     def observe(self, model: nn.Module, info: Mapping[str, Any], step: int) -> None:
         """Add this step's gradients, visibility and radii to the statistics.
 

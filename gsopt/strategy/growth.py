@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,14 +79,17 @@ def fit_in(clone: Tensor, split: Tensor, score: Tensor, room: int) -> tuple[Tens
 
 def check_resolved(strategy: Any) -> None:
     """Raise ValueError where a dataclass has settings that await the length of the run."""
-    open_ones = [
-        f.name for f in fields(strategy) if "of_30k" in f.metadata and getattr(strategy, f.name) is None
-    ]
-    if open_ones:
+    awaiting = [name for name in _scaled_fields(type(strategy)) if getattr(strategy, name) is None]
+    if awaiting:
         raise ValueError(
-            f"{type(strategy).__name__}: {', '.join(open_ones)}: depends on the length of the run; "
+            f"{type(strategy).__name__}: {', '.join(awaiting)}: depends on the length of the run; "
             "call resolve(iterations)"
         )
+
+
+@cache
+def _scaled_fields(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if "of_30k" in field.metadata)
 
 
 def check_positive(flag: str, strategy: Any, *names: str) -> None:

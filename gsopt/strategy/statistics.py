@@ -70,7 +70,8 @@ class ViewStatistics:
                 f"{self.owner}: expected statistics of {count} Gaussians, found {found}; "
                 "rows were changed between two refinements by something else"
             )
-        self.rows = {name: value.to(device) for name, value in rows.items()}
+        if not self.rows or rows["count"].device != device:
+            self.rows = {name: value.to(device) for name, value in rows.items()}
         return self.rows
 
     def mean_gradient(self, count: int, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 
-#define GSOPT_ABI 3
+#define GSOPT_ABI 4
 #define GSOPT_NO_MEMORY 1
 #define GSOPT_TOO_MANY 2 /* (Gaussian, tile) pairs for 32 bits */
 #define EXPORT __attribute__((visibility("default")))
@@ -81,6 +81,24 @@ EXPORT int gsopt_rasterize_backward(gsopt_frame *frame, int channels, const floa
 EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const float *image, const uint8_t *target8,
                              const float *target, float weight, double *sums, float *gradient);
 
+/* view.c: all of the above for one training view: the photometric loss of its image and the gradients by the Gaussians, as the
+ * functions above give them when called one after the other. Three channels; the fields are their arguments. Of the gradients by
+ * splats, those that one by a Gaussian follows from must be there; every gradient that is NULL is not computed. */
+typedef struct {
+    int64_t n;
+    int32_t degree, bands, height, width;
+    const float *means, *quats, *scales, *opacities, *dc, *rest, *background, *target;
+    const uint8_t *target8;
+    double sums[2]; /* out */
+    int32_t *radii;
+    float *means2d, *cov2d, *depths, *splat_opacities, *colors, *image, *alpha;
+    float *v_image, *v_means2d, *v_absolute, *v_cov2d, *v_colors, *v_splat_opacities;
+    float *v_means, *v_quats, *v_scales, *v_opacities, *v_dc, *v_rest;
+    float weight;
+    int32_t finite; /* out: whether the sums and all gradients by parameters and by means2d are */
+} gsopt_view;
+EXPORT int gsopt_view_gradients(gsopt_frame *frame, const gsopt_camera *camera, gsopt_view *view);
+
 /* statistics.c: adds to norms [N] the length of (scale_x, scale_y) v_means2d, and 1 to counts [N], for visible rows. */
 EXPORT int gsopt_statistics(int64_t n, const int32_t *radii, const float *v_means2d, float scale_x, float scale_y,
                             float *norms, float *counts);
@@ -88,16 +106,17 @@ EXPORT int gsopt_statistics(int64_t n, const int32_t *radii, const float *v_mean
 /* finite.c: 1 if every float of the arrays, `lengths` floats each, is finite, else 0. */
 EXPORT int gsopt_finite(int count, const float *const *arrays, const int64_t *lengths);
 
-/* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included.
- * Where there are steps, they take its place: one count for each row, which this call raises, from 0 before the first. */
+/* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. This call raises the count of steps
+ * done, 0 before the first: one for the tensor, or where there are steps, one for each row that is updated. */
 typedef struct {
     float *parameter;
     const float *gradient;
     float *average, *square; /* the moments */
+    float *count;            /* read where there are no steps */
     float *steps;            /* [rows] or NULL */
     const uint8_t *visible;  /* [rows]: which to update, steps included; NULL: all; read where there are steps */
     int64_t n, rows;
-    double lr, beta1, beta2, eps, weight_decay, step;
+    double lr, beta1, beta2, eps, weight_decay;
     int32_t decoupled, maximize;
     int32_t uncorrected; /* rows with steps get no bias correction */
 } gsopt_adam_tensor;

@@ -75,8 +75,8 @@ INLINE void update_some(const gsopt_adam_tensor *t, const adam_rates *r, vf step
 /* Elements with one step count. */
 static void adam_run(const gsopt_adam_tensor *t, int64_t first, int64_t end) {
     adam_rates r = rates_of(t);
-    vf step_size = vf_set((float)(t->lr / (1 - pow(t->beta1, t->step))));
-    vf root_scale = vf_set((float)(1 / sqrt(1 - pow(t->beta2, t->step))));
+    vf step_size = vf_set((float)(t->lr / (1 - pow(t->beta1, *t->count))));
+    vf root_scale = vf_set((float)(1 / sqrt(1 - pow(t->beta2, *t->count))));
     for (; first < end; first += LANES) update_some(t, &r, step_size, root_scale, vm_first(LANES), first, end);
 }
 
@@ -211,7 +211,10 @@ int gsopt_adam(int count, const gsopt_adam_tensor *tensors) {
     int64_t tasks = 0;
     for (int k = 0; k < count; k++) {
         tasks += tasks_of(&tensors[k]);
-        if (!tensors[k].steps) continue;
+        if (!tensors[k].steps) {
+            if (tensors[k].count) *tensors[k].count += 1; /* of no rows there may be no count */
+            continue;
+        }
         int corrected = !tensors[k].uncorrected; /* 1 - 0^t is no correction */
         powers_of(&job.powers[k].beta1, corrected ? tensors[k].beta1 : 0);
         powers_of(&job.powers[k].beta2, corrected ? tensors[k].beta2 : 0);

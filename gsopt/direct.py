@@ -1,0 +1,257 @@
+"""A training view without autograd: image, photometric loss and all gradients in one call of the CPU kernel.
+
+The same bits as `render_view`, `losses.photometric` and `loss.backward()`, its slow twin, which go through
+autograd and a dozen calls. Those cost a step a millisecond, as much as the arithmetic of some thousand
+Gaussians: the kernel's data drives Python's code out of the processor's caches, so that whatever is done
+once a step is slow. What stays the same from step to step is kept (`_Plan`).
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gsopt import native
+from gsopt.cameras import Camera
+from gsopt.losses import weighted
+from gsopt.model import GaussianModel
+from gsopt.native import Frame, check, library, pointer, workspace
+from gsopt.render.call import RenderCall
+from gsopt.render.cpu import MAX_DEGREE, conics
+from gsopt.render.info import RenderInfo, render_info
+from gsopt.render.kernel import camera_struct
+
+_INPUTS = ("means", "quats", "scales", "opacities", "dc", "rest")  # what the kernel calls `_parameters`
+_GEOMETRY = ("means", "quats", "scales")
+# A row of what the forward pass gives of a Gaussian, and of the gradients that its parameters' follow from.
+_SPLATS = {
+    **{"means2d": (2,), "cov2d": (3,), "depths": (), "splat_opacities": (), "colors": (3,)},
+    **{"v_means2d": (2,), "v_absolute": (2,), "v_cov2d": (3,), "v_colors": (3,), "v_splat_opacities": ()},
+}
+_OWN = ("colors", "alphas", "v_image", "v_cov2d", "v_colors", "v_splat_opacities")  # that nobody gets to see
+_FIELDS = {"alphas": "alpha"}  # of the kernel's struct, where named otherwise than the memory
+_UNUSED = 2  # references to an array that no tensor uses: the plan's and the loop's
+
+
+class Direct(NamedTuple):
+    """What a view gave beside the gradients."""
+
+    loss: Tensor  # [], without a graph
+    terms: dict[str, Tensor]  # as `photometric` gives them
+    image: Tensor  # [H, W, 3]
+    info: RenderInfo  # with means2d.grad, and means2d.absgrad if asked for
+    finite: bool  # known: the loss, all gradients of parameters, and means2d.grad
+
+
+class DirectView:
+    """The loss of a view and its gradients, for one model again and again.
+
+    Args:
+        options: for `gsopt.rasterization`, the same for all views.
+    """
+
+    def __init__(self, model: GaussianModel, *, backend: None = None, **options: Any) -> None:
+        self.model, self.options = model, options
+        self._plan: _Plan | None = None
+        self._structs: WeakKeyDictionary[Camera, tuple] = WeakKeyDictionary()
+
+    def fits(self, photo: Tensor, background: Tensor) -> bool:
+        """Whether a view can be had this way: float32 on the CPU, and no hook that autograd would call."""
+        return (
+            photo.dtype in (torch.uint8, torch.float32)
+            and photo.is_cpu
+            and photo.is_contiguous()
+            and background.dtype == torch.float32
+            and self.model.max_sh_degree <= MAX_DEGREE
+            and all(map(_plain, _parameters(self.model)))
+        )
+
+    def backward(
+        self,
+        camera: Camera,
+        background: Tensor,
+        photo: Tensor,
+        ssim_weight: float,
+        *,
+        sh_degree: int,
+        grad2d: bool,
+    ) -> Direct:
+        """Render a view that `fits`, compare it with its photo, and add the gradients to the parameters'.
+
+        Args:
+            camera: of the view.
+            background: colour behind the Gaussians. float32 [3]
+            photo: uint8, or float32 in 0..1. [H, W, 3]
+            ssim_weight: as for `photometric`.
+            sh_degree: highest band used.
+            grad2d: whether `info["means2d"].grad` is wanted where no geometry is trained, too.
+
+        Raises:
+            MemoryError: no memory for the kernel's buffers.
+            ValueError: photo or background do not fit the camera.
+        """
+        if photo.shape != (camera.height, camera.width, 3):
+            raise ValueError(f"photo: expected {camera.height}x{camera.width}x3, found {list(photo.shape)}")
+        plan = self._plan_for(camera, background, sh_degree, grad2d)
+        image = workspace.empty("images", photo.shape)
+        view, of_bytes = plan.view, photo.dtype == torch.uint8
+        view.target8, view.target = (pointer(photo), None) if of_bytes else (None, pointer(photo))
+        view.background, view.image, view.weight = pointer(background), pointer(image), ssim_weight
+        frame = Frame()
+        check(library().gsopt_view_gradients(frame.handle, self._struct(camera, plan), view))
+        alone = plan.give_gradients()
+        values = (weighted(*view.sums, ssim_weight), *view.sums)
+        loss, l1, index = (torch.from_numpy(np.array(value, np.float32)) for value in values)
+        return Direct(loss, {"l1": l1, "ssim": index}, image, plan.info(), bool(view.finite) and alone)
+
+    @property
+    def kept(self) -> dict[int, int]:
+        """What lies in memory from view to view, the gradients included: bytes by address."""
+        return {} if self._plan is None else self._plan.kept
+
+    def _struct(self, camera: Camera, plan: "_Plan") -> native.Camera:
+        """The kernel's, made once for each camera as long as nobody changes its tensors."""
+        versions = camera.viewmat._version, camera.K._version
+        struct, known = self._structs.get(camera, (None, None))
+        if known != versions:
+            struct = plan.camera(camera)
+            self._structs[camera] = struct, versions
+        return struct
+
+    def _plan_for(self, camera: Camera, background: Tensor, sh_degree: int, grad2d: bool) -> "_Plan":
+        """The last one, if it is of the same tensors and settings and nobody holds on to its results."""
+        key = (camera.width, camera.height, sh_degree, grad2d)
+        if self._plan is None or self._plan.key != key or not self._plan.is_free(self.model):
+            self._plan = None  # its memory is free for the next
+            call = _call(self.model, camera, background, sh_degree, self.options)
+            self._plan = _Plan(key, self.model, call, grad2d)
+        return self._plan
+
+
+def _parameters(model: GaussianModel) -> list[nn.Parameter]:
+    own = model._parameters  # attributes of a module are found by a function in Python
+    return [own[name] for name in ("xyz", "rotation", "scaling", "opacity", "feature_dc", "feature_rest")]
+
+
+def _plain(parameter: nn.Parameter) -> bool:
+    return (
+        parameter.dtype == torch.float32
+        and parameter.is_cpu
+        and parameter.is_contiguous()
+        and not parameter._backward_hooks
+        and not parameter._post_accumulate_grad_hooks
+    )
+
+
+def _call(
+    model: GaussianModel, camera: Camera, background: Tensor, sh_degree: int, options: Mapping[str, Any]
+) -> RenderCall:
+    parameters = _parameters(model)
+    return RenderCall(
+        *(*parameters[:4], tuple(parameters[4:])),
+        *(camera.viewmat[None], camera.K[None], camera.width, camera.height),
+        sh_degree=sh_degree,
+        raw=True,
+        backgrounds=background[None],
+        packed=False,
+        **options,
+    )
+
+
+class _Plan:
+    """The kernel's arguments and the memory of its results, for views of one size of one set of tensors.
+
+    Results are lent: a tensor holds the array that it is of, so the array's references say if it is in use.
+    """
+
+    def __init__(self, key: tuple, model: GaussianModel, call: RenderCall, grad2d: bool) -> None:
+        self.key = key
+        self._call = call  # of its camera only the size is used
+        self._places = _places(model)
+        self._parameters = dict(zip(_INPUTS, _parameters(model), strict=True))
+        trained = {f"v_{name}": p for name, p in self._parameters.items() if p.requires_grad}
+        shapes = {name: (1, call.num_gaussians, *size) for name, size in self._splats(grad2d).items()}
+        shapes |= {name: tuple(parameter.shape) for name, parameter in trained.items()}
+        shapes |= {"alphas": (call.height, call.width), "v_image": (call.height, call.width, 3)}
+        self._lent = {name: workspace.array(name, shape) for name, shape in shapes.items()}
+        self._lent["radii"] = workspace.array("radii", (1, call.num_gaussians, 2), np.int32)
+        self.view = native.View(
+            n=call.num_gaussians,
+            degree=call.sh_degree,
+            bands=model.feature_rest.shape[1],
+            height=call.height,
+            width=call.width,
+            **{name: pointer(parameter) for name, parameter in self._parameters.items()},
+            **{_FIELDS.get(name, name): array.ctypes.data for name, array in self._lent.items()},
+        )
+        self._own = [self._lent.pop(name) for name in _OWN if name in self._lent]
+        self._trained = [(parameter, self._lent[name]) for name, parameter in trained.items()]
+
+    def _splats(self, grad2d: bool) -> dict[str, tuple[int, ...]]:
+        """What is to be computed of each splat, and the shape of a row."""
+        trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
+        moves = not trained.isdisjoint(_GEOMETRY)
+        turns = self._call.sh_degree > 0 and "means" in trained
+        wanted = {
+            "v_means2d": moves or grad2d,
+            "v_absolute": self._call.absgrad,
+            "v_cov2d": moves,
+            "v_colors": turns or not trained.isdisjoint(("dc", "rest")),
+            "v_splat_opacities": "opacities" in trained or (moves and self._call.antialiased),
+        }
+        return {name: size for name, size in _SPLATS.items() if wanted.get(name, True)}
+
+    @property
+    def kept(self) -> dict[int, int]:
+        """Its memory: bytes by address."""
+        return {array.ctypes.data: array.nbytes for array in (*self._own, *self._lent.values())}
+
+    def is_free(self, model: GaussianModel) -> bool:
+        """Whether the parameters are where and what they were, and no result is in use."""
+        if _places(model) != self._places:
+            return False
+        # The arrays of gradients are in `_trained`, too.
+        spare = len(self._trained)
+        return sum(map(sys.getrefcount, self._lent.values())) == _UNUSED * len(self._lent) + spare
+
+    def camera(self, camera: Camera) -> native.Camera:
+        """A camera as the kernel knows it, with the settings of the plan's call."""
+        return camera_struct(replace(self._call, viewmats=camera.viewmat[None], Ks=camera.K[None]), 0)
+
+    def give_gradients(self) -> bool:
+        """Add the gradients to those that the parameters have. Returns whether there were none."""
+        alone = True
+        for parameter, array in self._trained:
+            gradient, before = torch.from_numpy(array), parameter.grad
+            parameter.grad = gradient if before is None else before.add_(gradient)
+            alone &= before is None
+        return alone
+
+    def info(self) -> RenderInfo:
+        """What the interface promises, with the gradients where autograd would have put them."""
+        means2d, lent = torch.from_numpy(self._lent["means2d"]), self._lent
+        for attribute, name in (("grad", "v_means2d"), ("absgrad", "v_absolute")):
+            if name in lent:
+                setattr(means2d, attribute, torch.from_numpy(lent[name]))
+        return render_info(
+            self._call,
+            radii=torch.from_numpy(lent["radii"]),
+            means2d=means2d,
+            depths=partial(torch.from_numpy, lent["depths"]),
+            conics=partial(_conics, lent["cov2d"]),
+            opacities=partial(torch.from_numpy, lent["splat_opacities"]),
+        )
+
+
+def _places(model: GaussianModel) -> list[tuple]:
+    return [(p.data_ptr(), p.shape, p.requires_grad) for p in _parameters(model)]
+
+
+def _conics(covars2d: np.ndarray) -> Tensor:
+    return conics(torch.from_numpy(covars2d))
