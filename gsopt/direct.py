@@ -21,7 +21,7 @@ from gsopt import native
 from gsopt.cameras import Camera
 from gsopt.losses import weighted
 from gsopt.model import GaussianModel
-from gsopt.native import Frame, check, library, pointer, workspace
+from gsopt.native import Frame, check, is_plain, library, pointer, workspace
 from gsopt.render.call import RenderCall
 from gsopt.render.cpu import MAX_DEGREE, conics
 from gsopt.render.info import RenderInfo, render_info
@@ -34,8 +34,7 @@ _SPLATS = {
     **{"means2d": (2,), "cov2d": (3,), "depths": (), "splat_opacities": (), "colors": (3,)},
     **{"v_means2d": (2,), "v_absolute": (2,), "v_cov2d": (3,), "v_colors": (3,), "v_splat_opacities": ()},
 }
-_OWN = ("colors", "alphas", "v_image", "v_cov2d", "v_colors", "v_splat_opacities")  # that nobody gets to see
-_FIELDS = {"alphas": "alpha"}  # of the kernel's struct, where named otherwise than the memory
+_OWN = ("colors", "v_image", "v_cov2d", "v_colors", "v_splat_opacities")  # that nobody gets to see
 _UNUSED = 2  # references to an array that no tensor uses: the plan's and the loop's
 
 
@@ -61,17 +60,6 @@ class DirectView:
         self._plan: _Plan | None = None
         self._structs: WeakKeyDictionary[Camera, tuple] = WeakKeyDictionary()
 
-    def fits(self, photo: Tensor, background: Tensor) -> bool:
-        """Whether a view can be had this way: float32 on the CPU, and no hook that autograd would call."""
-        return (
-            photo.dtype in (torch.uint8, torch.float32)
-            and photo.is_cpu
-            and photo.is_contiguous()
-            and background.dtype == torch.float32
-            and self.model.max_sh_degree <= MAX_DEGREE
-            and all(map(_plain, _parameters(self.model)))
-        )
-
     def backward(
         self,
         camera: Camera,
@@ -81,8 +69,10 @@ class DirectView:
         *,
         sh_degree: int,
         grad2d: bool,
-    ) -> Direct:
-        """Render a view that `fits`, compare it with its photo, and add the gradients to the parameters'.
+    ) -> Direct | None:
+        """Render a view, compare it with its photo, and add the gradients to the parameters' `.grad`.
+
+        None, with nothing done, where autograd is needed: for what is not float32 on the CPU, and for hooks.
 
         Args:
             camera: of the view.
@@ -98,9 +88,14 @@ class DirectView:
         """
         if photo.shape != (camera.height, camera.width, 3):
             raise ValueError(f"photo: expected {camera.height}x{camera.width}x3, found {list(photo.shape)}")
+        of_bytes = photo.dtype == torch.uint8
+        if not (of_bytes or is_plain(photo)) or not photo.is_contiguous() or not is_plain(background):
+            return None
         plan = self._plan_for(camera, background, sh_degree, grad2d)
+        if plan is None:
+            return None
         image = workspace.empty("images", photo.shape)
-        view, of_bytes = plan.view, photo.dtype == torch.uint8
+        view = plan.view
         view.target8, view.target = (pointer(photo), None) if of_bytes else (None, pointer(photo))
         view.background, view.image, view.weight = pointer(background), pointer(image), ssim_weight
         frame = Frame()
@@ -124,11 +119,16 @@ class DirectView:
             self._structs[camera] = struct, versions
         return struct
 
-    def _plan_for(self, camera: Camera, background: Tensor, sh_degree: int, grad2d: bool) -> "_Plan":
-        """The last one, if it is of the same tensors and settings and nobody holds on to its results."""
-        key = (camera.width, camera.height, sh_degree, grad2d)
-        if self._plan is None or self._plan.key != key or not self._plan.is_free(self.model):
+    def _plan_for(self, camera: Camera, background: Tensor, sh_degree: int, grad2d: bool) -> "_Plan | None":
+        """The last one, if it is of the same tensors and settings and nobody holds on to its results.
+
+        None where the parameters need autograd.
+        """
+        key = (camera.width, camera.height, sh_degree, grad2d, [*map(_place, _parameters(self.model))])
+        if self._plan is None or self._plan.key != key or not self._plan.is_free():
             self._plan = None  # its memory is free for the next
+            if self.model.max_sh_degree > MAX_DEGREE or not all(map(_fits, _parameters(self.model))):
+                return None
             call = _call(self.model, camera, background, sh_degree, self.options)
             self._plan = _Plan(key, self.model, call, grad2d)
         return self._plan
@@ -139,13 +139,19 @@ def _parameters(model: GaussianModel) -> list[nn.Parameter]:
     return [own[name] for name in ("xyz", "rotation", "scaling", "opacity", "feature_dc", "feature_rest")]
 
 
-def _plain(parameter: nn.Parameter) -> bool:
+def _fits(parameter: nn.Parameter) -> bool:
+    """Whether the kernel can read it, and autograd would call nobody."""
+    return is_plain(parameter) and not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def _place(parameter: nn.Parameter) -> tuple:
+    """All that a plan depends on."""
     return (
-        parameter.dtype == torch.float32
-        and parameter.is_cpu
-        and parameter.is_contiguous()
-        and not parameter._backward_hooks
-        and not parameter._post_accumulate_grad_hooks
+        parameter.data_ptr(),
+        parameter.shape,
+        parameter.stride(),
+        parameter.requires_grad,
+        bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks),
     )
 
 
@@ -173,12 +179,11 @@ class _Plan:
     def __init__(self, key: tuple, model: GaussianModel, call: RenderCall, grad2d: bool) -> None:
         self.key = key
         self._call = call  # of its camera only the size is used
-        self._places = _places(model)
         self._parameters = dict(zip(_INPUTS, _parameters(model), strict=True))
         trained = {f"v_{name}": p for name, p in self._parameters.items() if p.requires_grad}
         shapes = {name: (1, call.num_gaussians, *size) for name, size in self._splats(grad2d).items()}
         shapes |= {name: tuple(parameter.shape) for name, parameter in trained.items()}
-        shapes |= {"alphas": (call.height, call.width), "v_image": (call.height, call.width, 3)}
+        shapes["v_image"] = (call.height, call.width, 3)
         self._lent = {name: workspace.array(name, shape) for name, shape in shapes.items()}
         self._lent["radii"] = workspace.array("radii", (1, call.num_gaussians, 2), np.int32)
         self.view = native.View(
@@ -188,7 +193,7 @@ class _Plan:
             height=call.height,
             width=call.width,
             **{name: pointer(parameter) for name, parameter in self._parameters.items()},
-            **{_FIELDS.get(name, name): array.ctypes.data for name, array in self._lent.items()},
+            **{name: array.ctypes.data for name, array in self._lent.items()},
         )
         self._own = [self._lent.pop(name) for name in _OWN if name in self._lent]
         self._trained = [(parameter, self._lent[name]) for name, parameter in trained.items()]
@@ -212,10 +217,8 @@ class _Plan:
         """Its memory: bytes by address."""
         return {array.ctypes.data: array.nbytes for array in (*self._own, *self._lent.values())}
 
-    def is_free(self, model: GaussianModel) -> bool:
-        """Whether the parameters are where and what they were, and no result is in use."""
-        if _places(model) != self._places:
-            return False
+    def is_free(self) -> bool:
+        """Whether no result is in use."""
         # The arrays of gradients are in `_trained`, too.
         spare = len(self._trained)
         return sum(map(sys.getrefcount, self._lent.values())) == _UNUSED * len(self._lent) + spare
@@ -247,10 +250,6 @@ class _Plan:
             conics=partial(_conics, lent["cov2d"]),
             opacities=partial(torch.from_numpy, lent["splat_opacities"]),
         )
-
-
-def _places(model: GaussianModel) -> list[tuple]:
-    return [(p.data_ptr(), p.shape, p.requires_grad) for p in _parameters(model)]
 
 
 def _conics(covars2d: np.ndarray) -> Tensor:

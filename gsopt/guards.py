@@ -8,9 +8,8 @@ The look at all gradients is one pass of the CPU kernel: 0.07 ms for 30,000 Gaus
 blame is found out only where something is. docs/guards.md
 """
 
-import contextlib
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 from gsopt.errors import InputError
 from gsopt.locks import locked_rows
 from gsopt.model import GaussianModel
-from gsopt.native import library
+from gsopt.native import is_plain, library
 
 if TYPE_CHECKING:
     from gsopt.trainer import Trainer
@@ -40,7 +39,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     Args:
         tensors: floating point, of any shapes, on one device.
     """
-    if not all(map(_plain, tensors)):
+    if not all(map(is_plain, tensors)):
         return all_finite_reference(tensors)
     count = len(tensors)
     arrays = (ctypes.c_void_p * count)(*(tensor.data_ptr() for tensor in tensors))
@@ -130,29 +129,39 @@ def diverged(parameters: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None
     return None
 
 
-@contextlib.contextmanager
-def intact(trainer: "Trainer") -> Iterator[None]:
+class intact:
     """Around what a step does before it changes the model: if that fails, the trainer is as it was before.
 
     Step counter, random choices, the strategy's statistics and the gradients are put back; the model and its
     optimizer's state have not changed yet.
     """
-    step, order, generator = trainer.step, trainer.order.state_dict(), trainer.generator.get_state()
-    statistics = None
-    if trainer.config.views_per_step > 1:  # a view is observed once it is known to be good: one needs no copy
-        statistics = {name: value.clone() for name, value in trainer.strategy.state_dict().items()}
-    try:
-        yield
-    except BaseException:
-        trainer.step = step
-        trainer.order.load_state_dict(order)
-        trainer.generator.set_state(generator)
-        if statistics is not None:
-            trainer.strategy.load_state_dict(statistics)
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        trainer = self.trainer
+        views, draws = trainer.config.views_per_step, trainer.config.background == "random"
+        self.step = trainer.step
+        self.order = trainer.order.before(views)
+        self.generator = trainer.generator.get_state() if draws else None
+        self.statistics = None
+        if views > 1:  # a view is observed once it is known to be good: one needs no copy
+            self.statistics = {key: value.clone() for key, value in trainer.strategy.state_dict().items()}
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        trainer = self.trainer
+        trainer.step = self.step
+        self.order()
+        if self.generator is not None:
+            trainer.generator.set_state(self.generator)
+        if self.statistics is not None:
+            trainer.strategy.load_state_dict(self.statistics)
         trainer.optimizer.zero_grad(set_to_none=True)
         if hasattr(trainer.optimizer, "forget_visible"):
             trainer.optimizer.forget_visible()
-        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -161,7 +170,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,18 @@ class ViewOrder:
         if not self.queue:
             self.queue = torch.randperm(self.count, generator=self.generator, device="cpu").tolist()
         return self.queue.pop()
+
+    def before(self, views: int) -> Callable[[], None]:
+        """A function that takes the next `views` back; call it before any more are asked for."""
+        queue = list(self.queue)
+        state = self.generator.get_state() if len(queue) < views else None
+
+        def undo() -> None:
+            self.queue = queue
+            if state is not None:
+                self.generator.set_state(state)
+
+        return undo
 
     def state_dict(self) -> dict[str, Any]:
         """What the rest of the order depends on."""

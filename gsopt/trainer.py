@@ -162,10 +162,11 @@ class Trainer:
 
         grad2d = self.strategy.needs_grad2d(self.step)
         weight = self.config.ssim_weight
-        if self.direct and self.direct.fits(photo, background):  # all in one call
-            loss, terms, image, info, finite = self.direct.backward(
-                view.camera, background, photo, weight, sh_degree=self.sh_degree, grad2d=grad2d
-            )
+        done = self.direct and self.direct.backward(
+            view.camera, background, photo, weight, sh_degree=self.sh_degree, grad2d=grad2d
+        )
+        if done:  # all in one call
+            loss, terms, image, info, finite = done
         else:
             finite = False  # as far as is known
             options = self.render_options | {"sh_degree": self.sh_degree}

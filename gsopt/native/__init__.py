@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gsopt.errors import InputError
@@ -39,7 +40,7 @@ class View(ctypes.Structure):
         *((name, _POINTER) for name in ("target", "target8")),
         ("sums", ctypes.c_double * 2),
         *((name, _POINTER) for name in ("radii", "means2d", "cov2d", "depths", "splat_opacities", "colors")),
-        *((name, _POINTER) for name in ("image", "alpha", "v_image", "v_means2d", "v_absolute", "v_cov2d")),
+        *((name, _POINTER) for name in ("image", "v_image", "v_means2d", "v_absolute", "v_cov2d")),
         *((name, _POINTER) for name in ("v_colors", "v_splat_opacities", "v_means", "v_quats", "v_scales")),
         *((name, _POINTER) for name in ("v_opacities", "v_dc", "v_rest")),
         ("weight", _FLOAT),
@@ -189,6 +190,16 @@ def pointer(tensor: Tensor | None, index: int = 0) -> int | None:
         raise ValueError(f"the kernel needs contiguous tensors on the CPU, found one on {tensor.device}")
     address = tensor.data_ptr()
     return address + index * tensor.stride(0) * tensor.itemsize if index else address
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the kernel can read it: contiguous float32 in the memory of the CPU."""
+    return (
+        tensor.is_cpu
+        and tensor.dtype == torch.float32
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+    )
 
 
 def check(status: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _KEPT = 4  # blocks a name; more tensors at once than that are ordinary ones
-_SPARE = 1.25  # room for a growing scene
+_SPARE = 1.125  # room for a growing scene
 _WASTE = 4  # a block this many times too large is given back
 _ALIGNMENT = 64  # bytes: a cache line
 _NUMPY = {torch.float32: np.float32, torch.int32: np.int32}

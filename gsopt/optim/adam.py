@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsopt.native import AdamTensor, check, library, pointer
+from gsopt.native import AdamTensor, check, is_plain, library, pointer
 
 
 class _NativeStep:
@@ -19,31 +19,22 @@ class _NativeStep:
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; `closure` computes the loss, as in torch."""
-        if not self._fits():
-            return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        updates = [
-            self._update(group, parameter)
+        moving = [
+            (group, parameter)
             for group in self.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if updates:
+        if not all(_fits(group, parameter) for group, parameter in moving):
+            super().step()
+        elif moving:
+            updates = [self._update(group, parameter) for group, parameter in moving]
             check(library().gsopt_adam(len(updates), (AdamTensor * len(updates))(*updates)))
         return loss
-
-    def _fits(self) -> bool:
-        """Whether the kernel does what the groups ask for; torch does what it lacks."""
-        return not any(
-            group["amsgrad"] or group["capturable"] or group["differentiable"] for group in self.param_groups
-        ) and all(
-            is_plain(parameter) and (parameter.grad is None or is_plain(parameter.grad))
-            for group in self.param_groups
-            for parameter in group["params"]
-        )
 
     def _update(self, group: dict[str, Any], parameter: Tensor) -> AdamTensor:
         state = self.state[parameter]
@@ -55,20 +46,22 @@ class _NativeStep:
             state["step"] = state["step"].float()
         beta1, beta2 = group["betas"]
         return AdamTensor(
-            parameter=parameter.data_ptr(),
-            gradient=parameter.grad.data_ptr(),
-            average=pointer(state["exp_avg"]),
-            square=pointer(state["exp_avg_sq"]),
-            count=pointer(state["step"]),
-            n=parameter.numel(),
-            lr=group["lr"],  # a number, or a tensor of one
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decoupled=isinstance(self, torch.optim.AdamW) or group.get("decoupled_weight_decay", False),
-            maximize=group["maximize"],
+            parameter.data_ptr(),
+            parameter.grad.data_ptr(),
+            pointer(state["exp_avg"]),
+            pointer(state["exp_avg_sq"]),
+            pointer(state["step"]),
+            *(None, None, parameter.numel(), 0),
+            *(group["lr"], beta1, beta2, group["eps"], group["weight_decay"]),  # numbers, or tensors of one
+            isinstance(self, torch.optim.AdamW) or group.get("decoupled_weight_decay", False),
+            group["maximize"],
         )
+
+
+def _fits(group: dict[str, Any], parameter: Tensor) -> bool:
+    """Whether the kernel does what a group asks for; torch does what it lacks."""
+    odd = group["amsgrad"] or group["capturable"] or group["differentiable"]
+    return not odd and is_plain(parameter) and is_plain(parameter.grad)
 
 
 class Adam(_NativeStep, torch.optim.Adam):
@@ -80,13 +73,3 @@ class AdamW(_NativeStep, torch.optim.AdamW):
 
 
 NATIVE = {torch.optim.Adam: Adam, torch.optim.AdamW: AdamW}
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether the kernel can read it: contiguous float32 in the memory of the CPU."""
-    return (
-        tensor.is_cpu
-        and tensor.dtype == torch.float32
-        and tensor.layout == torch.strided
-        and tensor.is_contiguous()
-    )

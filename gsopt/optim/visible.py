@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gsopt.native import AdamTensor, check, library, pointer
-from gsopt.optim.adam import is_plain
+from gsopt.native import AdamTensor, check, is_plain, library, pointer
 
 
 class VisibleAdam(Optimizer):

@@ -195,7 +195,7 @@ static void end_tile(const forward_job *job, const block_state states[BLOCKS], v
         if (!(inside >> block & 1)) continue;
         vf value[PARTS];
         for (int p = 0; p < PARTS; p++) value[p] = 1.0f - s->T[p];
-        scatter_block(job->alpha, f, 1, 0, tile_x, tile_y, block, value);
+        if (job->alpha) scatter_block(job->alpha, f, 1, 0, tile_x, tile_y, block, value);
         for (int c = 0; c < job->channels; c++) {
             for (int p = 0; p < PARTS; p++) {
                 value[p] = colors[block * padded(job->channels) + c][p];

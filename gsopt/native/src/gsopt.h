@@ -67,7 +67,7 @@ EXPORT int gsopt_sh_backward(const gsopt_camera *camera, int64_t n, int degree, 
                              const float *v_colors, float *v_dc, float *v_rest, float *v_means, float *v_viewmat);
 
 /* forward.c: front-to-back compositing of the projected frame, with the colours [N,CH] last set. Rows of Gaussians that
- * touch no tile are not read. image [H,W,CH], alpha [H,W]; background [CH] or NULL (black). */
+ * touch no tile are not read. image [H,W,CH]; alpha [H,W] or NULL; background [CH] or NULL (black). */
 EXPORT int gsopt_set_colors(gsopt_frame *frame, int channels, const float *colors);
 EXPORT int gsopt_rasterize(gsopt_frame *frame, int channels, const float *background, float *image, float *alpha);
 /* backward.c: v_alpha may be NULL (zeros). v_means2d [N,2], v_absolute [N,2] (sums of absolute values, AbsGS), v_cov2d [N,3],
@@ -91,7 +91,7 @@ typedef struct {
     const uint8_t *target8;
     double sums[2]; /* out */
     int32_t *radii;
-    float *means2d, *cov2d, *depths, *splat_opacities, *colors, *image, *alpha;
+    float *means2d, *cov2d, *depths, *splat_opacities, *colors, *image;
     float *v_image, *v_means2d, *v_absolute, *v_cov2d, *v_colors, *v_splat_opacities;
     float *v_means, *v_quats, *v_scales, *v_opacities, *v_dc, *v_rest;
     float weight;

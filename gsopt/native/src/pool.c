@@ -191,7 +191,7 @@ int gsopt_get_threads(void) {
 
 int buffer_reserve(buffer *b, size_t bytes) {
     if (bytes <= b->bytes) return 0;
-    size_t grown = (bytes + bytes / 4 + 4095) & ~(size_t)4095; /* a growing scene does not allocate at each step */
+    size_t grown = (bytes + bytes / 8 + 4095) & ~(size_t)4095; /* a growing scene does not allocate at each step */
     free(b->data);
     b->data = aligned_alloc(4096, grown);
     b->bytes = b->data ? grown : 0;

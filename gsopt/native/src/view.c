@@ -9,7 +9,7 @@ static int forward(gsopt_frame *f, const gsopt_camera *cam, gsopt_view *v) {
                                v->depths, v->splat_opacities);
     if (!status) status = gsopt_sh(cam, v->n, v->degree, v->bands, v->means, v->dc, v->rest, v->radii, v->colors);
     if (!status) status = gsopt_set_colors(f, 3, v->colors);
-    if (!status) status = gsopt_rasterize(f, 3, v->background, v->image, v->alpha);
+    if (!status) status = gsopt_rasterize(f, 3, v->background, v->image, NULL);
     return status;
 }
 
