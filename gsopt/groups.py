@@ -239,6 +239,13 @@ class GroupScheduler(LRScheduler):
             for spec in (self._specs.get(group.get("name")),)
         ]
 
+    def step(self, epoch: int | None = None) -> None:
+        """To the rates of the next step. The first goes through torch, which warns of a wrong order."""
+        if epoch is not None or self._step_count < 2:
+            super().step(epoch)
+        else:
+            self.load_state_dict({"step": self.last_epoch + 1})
+
     def state_dict(self) -> dict[str, int]:
         return {"step": self.last_epoch}
 
@@ -246,12 +253,13 @@ class GroupScheduler(LRScheduler):
         """Go to a saved step and set the learning rates of that step."""
         self.last_epoch = state_dict["step"]
         self._step_count = self.last_epoch + 1
-        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+        rates = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)  # a captured graph reads this very tensor
             else:
                 group["lr"] = lr
-        self._last_lr = [torch.clone(lr) if isinstance(lr, Tensor) else lr for lr in self.get_lr()]
+        self._last_lr = [torch.clone(lr) if isinstance(lr, Tensor) else lr for lr in rates]
 
 
 def build_scheduler(optimizer: Optimizer, specs: Mapping[str, GroupSpec]) -> GroupScheduler:
