@@ -4,7 +4,8 @@ State, options and results are those of torch's own classes, to float rounding; 
 into the other. The bits do not depend on the number of threads.
 """
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,11 +33,37 @@ class _NativeStep:
         if not all(_fits(group, parameter) for group, parameter in moving):
             super().step()
         elif moving:
-            updates = [self._update(group, parameter) for group, parameter in moving]
-            check(library().gsopt_adam(len(updates), (AdamTensor * len(updates))(*updates)))
+            check(library().gsopt_adam(len(moving), self._arguments(moving)))
         return loss
 
-    def _update(self, group: dict[str, Any], parameter: Tensor) -> AdamTensor:
+    def _arguments(self, moving: Sequence[tuple[dict[str, Any], Tensor]]) -> ctypes.Array:
+        """What the kernel is to do; the last step's, brought up to date, where no tensor has moved."""
+        states = [self._state_of(parameter) for _, parameter in moving]
+        places = [
+            (parameter.data_ptr(), parameter.numel(), *(tensor.data_ptr() for tensor in state))
+            for (_, parameter), state in zip(moving, states, strict=True)
+        ]
+        known, arguments = self.__dict__.get("_known", (None, None))
+        if known != places:
+            arguments = (AdamTensor * len(moving))(
+                *(
+                    AdamTensor(pointer(parameter), None, *map(pointer, state), n=parameter.numel())
+                    for (_, parameter), state in zip(moving, states, strict=True)
+                )
+            )
+            self._known = places, arguments
+        decoupled = isinstance(self, torch.optim.AdamW)
+        for argument, (group, parameter) in zip(arguments, moving, strict=True):
+            argument.gradient = parameter.grad.data_ptr()
+            argument.lr = group["lr"]  # a number, or a tensor of one
+            argument.beta1, argument.beta2 = group["betas"]
+            argument.eps, argument.weight_decay = group["eps"], group["weight_decay"]
+            argument.decoupled = decoupled or group.get("decoupled_weight_decay", False)
+            argument.maximize = group["maximize"]
+        return arguments
+
+    def _state_of(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both moments and the count of steps; made if need be."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
@@ -44,18 +71,7 @@ class _NativeStep:
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         if state["step"].dtype != torch.float32:  # torch makes them of its default dtype
             state["step"] = state["step"].float()
-        beta1, beta2 = group["betas"]
-        return AdamTensor(
-            parameter.data_ptr(),
-            parameter.grad.data_ptr(),
-            pointer(state["exp_avg"]),
-            pointer(state["exp_avg_sq"]),
-            pointer(state["step"]),
-            *(None, None, parameter.numel(), 0),
-            *(group["lr"], beta1, beta2, group["eps"], group["weight_decay"]),  # numbers, or tensors of one
-            isinstance(self, torch.optim.AdamW) or group.get("decoupled_weight_decay", False),
-            group["maximize"],
-        )
+        return state["exp_avg"], state["exp_avg_sq"], state["step"]
 
 
 def _fits(group: dict[str, Any], parameter: Tensor) -> bool:
