@@ -166,7 +166,12 @@ class Trainer:
         recorder = Recorder(self)
         recorder.begin()
         progress = Progress(self.step, self.config.iterations, self.config.quiet)
-        with StopSignals() as stop, torch_threads(1), deterministic(self.config.deterministic), self.clock("train"):
+        with (
+            StopSignals() as stop,
+            torch_threads(1),
+            deterministic(self.config.deterministic),
+            self.clock("train"),
+        ):
             try:
                 while self.step < self.config.iterations:
                     result = self.train_step()
