@@ -55,9 +55,10 @@ EXTRAS = {
     "cuda": ["gsplat>=1.5.3,<1.7"],
     "compiler": ["ziglang>=0.13"],
     "plots": ["matplotlib>=3.8"],
+    "spz": ["zstandard>=0.22"],
     "test": [
         *("pytest>=8", "hypothesis>=6.100", "ruff>=0.12"),
-        *("gsplat>=1.5.3,<1.7", "scikit-image>=0.22", "matplotlib>=3.8"),
+        *("gsplat>=1.5.3,<1.7", "scikit-image>=0.22", "matplotlib>=3.8", "zstandard>=0.22"),
     ],
     "scene": ["mitsuba>=3.6"],
 }

@@ -187,8 +187,8 @@ def load_latest(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] |
     last that `prune` keeps.
 
     Raises:
-        InputError: there are checkpoints, and all are damaged; or the latest is whole but cannot be used. Then
-            no file is renamed.
+        InputError: all checkpoints there are damaged, or the latest is whole but cannot be used. Then no file
+            is renamed.
     """
     reports = {}
     for path in reversed(find(folder)):
@@ -224,7 +224,7 @@ def prune(folder: str | os.PathLike[str], keep: int) -> list[Path]:
 
 
 def _save_to(stream: IO[bytes], content: Any) -> None:
-    """`torch.save`, with the file's own error where it cannot be written: torch makes one of its own of it."""
+    """`torch.save`, with the file's own error where it cannot be written, which torch would replace."""
     failed: list[OSError] = []
 
     def write(data: Any) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from gsopt.datasets import Scene, load_scene
 from gsopt.datasets.ply import load_points
 from gsopt.errors import InputError
+from gsopt.formats import Splat
 from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import (
     FIRST_LOOK,
@@ -38,7 +39,8 @@ from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
-from gsopt.strategy import DefaultStrategy, NoStrategy, Strategy
+from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
+from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 DEFAULT_RESOLUTION = {"cuda": 1600, "cpu": 640}  # pixels of the longest side
 
@@ -55,7 +57,15 @@ class TrainConfig:
     resume: Path | None = None
     """Folder of a run to continue from its newest checkpoint; flags given as well change its settings."""
     init: Path | None = None
-    """PLY to start from instead of the scene's points: a point cloud, or a splat."""
+    """Start from a point cloud (PLY) or Gaussians (PLY, .splat, .spz, a checkpoint of any program)."""
+    start_step: int | None = None
+    """With Gaussians: go on from this step, to --iterations; default: rows stay, rates are at their end."""
+    init_rates: Literal["continue", "restart"] | None = None
+    """With Gaussians: schedules go on (from --start-step; default), or begin anew over the steps left."""
+    init_warmup: int | None = None
+    """Steps over which rates rise; default: none with moments in the file, else a tenth, 100 at most."""
+    init_reset_opacity: bool = False
+    """Let densification reset the opacities of Gaussians from --init."""
     resolution: int | None = None
     """Longest side of the training images in pixels, never enlarged; default 1600 on CUDA, 640 on a CPU."""
     images: str | None = None
@@ -125,11 +135,16 @@ class TrainConfig:
     background_model_trainable: bool = False
     """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
-    strategy: Literal["default", "none"] = "default"
-    """Densification: the original clone, split and prune; or none."""
+    strategy: Literal["default", "mcmc", "budget", "none"] = "default"
+    """Densification: the original clone, split and prune; MCMC; growth to a fixed number; or none."""
     max_gaussians: int | None = None
-    """No growth beyond so many Gaussians."""
+    """No growth beyond so many Gaussians; mcmc and budget grow to so many."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
+    mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
+    budget: BudgetStrategy = field(default_factory=BudgetStrategy)
+    # what is done when something goes wrong
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient is not finite: save a checkpoint and stop, or leave the step out and go on."""
     # what is kept
     checkpoint_every: int | None = scaled(5_000)
     """Steps between checkpoints. Scaled."""
@@ -187,17 +202,20 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
+        check_start(self)
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ("test_iterations", "save_iterations"):
             for value in getattr(self, name) or ():
                 if value < 1:
                     raise InputError(f"{_flag(name)} {value}: expected 1 or more")
-        for setting in dataclasses.fields(self.densify):
-            value = getattr(self.densify, setting.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                flag = _flag(f"densify.{setting.name}")
-                raise InputError(f"{flag} {value}: expected a number; --strategy none switches it all off")
+        for part in STRATEGIES.values():
+            for name, value in vars(getattr(self, part)).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    flag = _flag(f"{part}.{name}")
+                    raise InputError(
+                        f"{flag} {value}: expected a number; --strategy none switches it all off"
+                    )
         if self.sh_degree > 3:
             raise InputError(f"--sh-degree {self.sh_degree}: expected 0, 1, 2 or 3")
         if not 0 <= self.ssim_weight <= 1:
@@ -220,13 +238,17 @@ class TrainConfig:
         check_optimizer_flags(self.optimizer, self.optimizer_args, named_options(self.groups))
 
     def resolved(self, device_type: str) -> "TrainConfig":
-        """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers."""
+        """The same with all that depends on the run's length or device ("cpu" or "cuda") as numbers.
+
+        Raises InputError where `init` cannot be read.
+        """
+        self = started(self)
         length = self.schedule_iterations or self.iterations
         first = (max(1, round(FIRST_LOOK * length / REFERENCE_ITERATIONS)),)
         return dataclasses.replace(
             resolve_steps(self, length),
             schedule_iterations=length,
-            densify=resolve_steps(self.densify, length),
+            **{part: resolve_steps(getattr(self, part), length) for part in STRATEGIES.values()},
             resolution=self.resolution or DEFAULT_RESOLUTION[device_type],
             test_iterations=first if self.test_iterations is None else self.test_iterations,
             save_iterations=first if self.save_iterations is None else self.save_iterations,
@@ -265,15 +287,22 @@ class TrainConfig:
             images=self.images,
             test_every=self.test_every,
             seed=self.seed,
-            init=self.init,
+            init=None if self.init_rates is not None or self._begins_with_splat() else self.init,
             threads=self.threads,
             progress=not self.quiet and sys.stderr.isatty(),
         )
 
-    def first_model(self, scene: Scene) -> GaussianModel:
-        """The model before the first step: the splat given as `init`, else one made from the points."""
-        if self.init is not None and _is_splat(self.init):
-            return GaussianModel.load_ply(self.init, sh_degree=self.sh_degree)
+    def _begins_with_splat(self) -> bool:
+        return self.init is not None and is_splat(self.init)
+
+    def read_start(self) -> Splat | None:
+        """The Gaussians to begin with, with their moments; None for a point cloud or the scene's points."""
+        return read_start(self.init, self.sh_degree) if self._begins_with_splat() else None
+
+    def first_model(self, scene: Scene, start: Splat | None = None) -> GaussianModel:
+        """The model before the first step: of `start`, or made from points: those of `init` or the scene."""
+        if start is not None or (start := self.read_start()):
+            return model_of(start)
         points = scene.points if self.init is None else load_points(self.init)
         return GaussianModel.from_points(points.xyz, points.rgb, sh_degree=self.sh_degree)
 
@@ -291,28 +320,38 @@ class TrainConfig:
 
     def specs(self, extent: float) -> dict[str, GroupSpec]:
         """The group table: the original's, with what these settings change."""
+        length = self.schedule_iterations or self.iterations
+        if self.init_rates == "restart":
+            length = max(1, length - (self.start_step or 0))
         own = group_specs(
             self.groups,
             extent,
-            self.schedule_iterations or self.iterations,
+            length,
             windows=parse_freezes(self.freeze, present_groups(self)),
             excluded=set(map(attribute_name, self.exclude)),
             weight_decay=self.weight_decay,
             fit_rates=self.fit_rates,
         )
+        if self.init_rates is not None:
+            own = warm_specs(own, self, length)
         return own | joint_specs(self, extent)
 
-    def make_strategy(self, extent: float) -> Strategy:
-        """A fresh strategy for a scene of this extent."""
+    def make_strategy(self, scene: Scene) -> Strategy:
+        """A fresh strategy for a scene, with what its settings leave to the scene."""
         if self.strategy == "none":
             return NoStrategy()
-        given = self.densify.scene_scale != DefaultStrategy.scene_scale
-        return dataclasses.replace(
-            self.densify,
-            scene_scale=self.densify.scene_scale if given else extent,
-            max_gaussians=self.densify.max_gaussians if self.max_gaussians is None else self.max_gaussians,
-        )
+        settings = getattr(self, STRATEGIES[self.strategy])
+        changes: dict[str, Any] = {}
+        if settings.scene_scale == type(settings).scene_scale:
+            changes["scene_scale"] = scene.extent
+        if self.max_gaussians is not None:
+            changes["max_gaussians"] = self.max_gaussians
+        if hasattr(settings, "training_pixels") and settings.training_pixels is None:
+            changes["training_pixels"] = sum(v.camera.width * v.camera.height for v in scene.train)
+        return dataclasses.replace(settings, **changes)
 
+
+STRATEGIES = {"default": "densify", "mcmc": "mcmc", "budget": "budget"}  # --strategy: name of its settings
 
 LARGEST_SEED = 2**63 - 2  # torch takes 64 bits with a sign, and a run uses the next one, too
 
@@ -329,11 +368,17 @@ AT_LEAST = {
     "checkpoint_every": 1,
     "test_every": 0,
     "sh_degree": 0,
+    "start_step": 0,
+    "init_warmup": 0,
     "seed": 0,
 }
 
 FIXED = {  # what cannot change in a run, and why
     "init": "it has started already",
+    "start-step": "it has started already",
+    "init-rates": "it has started already",
+    "init-warmup": "it has started already",
+    "init-reset-opacity": "it has started already",
     "images": "the order of its views depends on them",
     "test-every": "its test views must stay unseen",
     "sh-degree": "its harmonics are in the checkpoint",
@@ -343,15 +388,6 @@ FIXED = {  # what cannot change in a run, and why
     "background-model": "it has one or none in its checkpoints",
     "background-model-trainable": "its background is saved accordingly",
 }
-
-
-def _is_splat(path: Path) -> bool:
-    """Whether a PLY holds Gaussians, not bare points: then its header names their colours."""
-    try:
-        with path.open("rb") as file:
-            return b" f_dc_0" in file.read(1 << 16).partition(b"end_header")[0]
-    except OSError as error:
-        raise InputError(f"--init {path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def _flag(name: str) -> str:

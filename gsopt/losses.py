@@ -4,6 +4,7 @@
 one call of the native kernel gives value and gradient; `photometric_reference` is its slow twin.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -39,6 +40,15 @@ def photometric(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> tupl
         return photometric_reference(image, target, ssim_weight)
     loss, l1, index = _Photometric.apply(image, target, ssim_weight)
     return loss, {"l1": l1, "ssim": index}
+
+
+def with_terms(
+    loss: Tensor, terms: Mapping[str, Tensor], more: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss and its named parts with the terms `more` added to both; without any, the loss itself."""
+    for term in more.values():
+        loss = loss + term
+    return loss, {**terms, **{name: term.detach() for name, term in more.items()}}
 
 
 def photometric_reference(

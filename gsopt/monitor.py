@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gsopt import pictures
+from gsopt.errors import is_disk_full
 
 LOSSES_EVERY = 10  # steps between the events of losses, learning rates, counts
 NORMS_EVERY = 50  # steps between the events of norms: they read every parameter, gradient and moment
@@ -87,9 +88,18 @@ class Monitor:
             values[f"moment_norm/{name}"] = _norm(moments)
         self.scalars(values, step)
 
-    def refinement(self, cloned: int, split: int, pruned: int, step: int) -> None:
-        """What densification did in this step: numbers of Gaussians."""
-        self.scalars({"gaussians/cloned": cloned, "gaussians/split": split, "gaussians/pruned": pruned}, step)
+    def refinement(self, counts: Mapping[str, int], total: int, score: Tensor | None, step: int) -> None:
+        """What densification did in this step: numbers of Gaussians by what became of them, and in all.
+
+        `score` is what decided, of each Gaussian before: [N], 0 or more; shown as log10 where it is above 0.
+        """
+        if self.writer is None:
+            return
+        self.scalars(
+            {f"gaussians/{name}": count for name, count in (*counts.items(), ("total", total))}, step
+        )
+        if score is not None and (shown := score[(score > 0) & score.isfinite()].log10()).numel():
+            self.writer.add_histogram("gaussians/score_log10", shown, step)
 
     def evaluation(self, split: str, metrics: Mapping[str, float | None], step: int) -> None:
         """Mean metrics of a split, "test" or "train"."""
@@ -155,6 +165,8 @@ class Monitor:
             yield
         except OSError as error:
             self.writer = None
+            if not is_disk_full(error):
+                raise
             warnings.warn(
                 f"TensorBoard's events end here ({error.strerror or error}); training goes on, and so do the "
                 "events once the run is resumed",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor
 from gsopt import checkpoint
 from gsopt.cameras import camera_to_json
 from gsopt.device import peak_memory
-from gsopt.errors import InputError
+from gsopt.errors import InputError, is_disk_full
 from gsopt.evaluation import Metrics
+from gsopt.guards import NonFinite, diverged, is_out_of_memory
 from gsopt.metrics import psnr
 from gsopt.monitor import LOSSES_EVERY, Monitor, Progress
 from gsopt.rundir import read_json, write_json
@@ -22,6 +24,8 @@ from gsopt.strategy import Refinement
 
 if TYPE_CHECKING:
     from gsopt.trainer import Trainer
+
+FINITE_EVERY = 100  # steps between looks at the parameters; gradients are looked at in each
 
 
 @dataclass
@@ -32,7 +36,7 @@ class StepResult:
     terms: dict[str, Tensor]  # what the loss is made of, by name, each [], means over the views
     image: Tensor  # [H, W, 3] of the step's last view, before the update
     photo: Tensor  # [H, W, 3] of the same view, float32 in 0..1 or uint8
-    refined: Refinement  # how many Gaussians were cloned, split, pruned
+    refined: Refinement  # what became of how many Gaussians
 
 
 class Recorder:
@@ -40,6 +44,8 @@ class Recorder:
 
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
+        self._in_a_row = 0  # steps left out one after another
+        self._last_skip = -1  # the step after which the last was
         self.history: list[Metrics] = []  # a test of the run each
         self._reported = (trainer.step, trainer.clock.read().get("train", 0.0))  # at the last report
 
@@ -62,15 +68,19 @@ class Recorder:
         if trainer.step == 0:
             trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
 
-    def after(self, result: StepResult, progress: Progress) -> None:
-        """Reports, files and tests that are due after this step."""
-        trainer, refined = self.trainer, result.refined
+    def after(self, result: StepResult | None, progress: Progress) -> None:
+        """Reports, files and tests that are due after this step; None for one that was left out."""
+        trainer = self.trainer
         config, step = trainer.config, trainer.step
-        if refined.cloned or refined.split or refined.pruned:
-            trainer.monitor.refinement(refined.cloned, refined.split, refined.pruned, step)
-            if not trainer.model.num_gaussians:
+        refined = Refinement() if result is None else result.refined
+        if any(refined.counts.values()) or refined.score is not None:
+            count = trainer.model.num_gaussians
+            trainer.monitor.refinement(refined.counts, count, refined.score, step)
+            if not count:
                 raise InputError(f"iteration {step}: every Gaussian was pruned; lower the learning rates")
-        if step % LOSSES_EVERY == 0:
+        if step % FINITE_EVERY == 0:
+            self._require_finite()
+        if step % LOSSES_EVERY == 0 and result is not None:
             self._report(result, progress)
         if step == config.iterations:
             return  # `finish` does the rest
@@ -107,6 +117,7 @@ class Recorder:
         metrics |= {
             "iterations": trainer.step,
             "gaussians": trainer.model.num_gaussians,
+            "skipped_steps": trainer.skipped,
             "seconds": {part: round(value, 3) for part, value in trainer.clock.read().items()},
             "peak_memory_bytes": peak_memory(trainer.device),
             "history": self.history,
@@ -115,11 +126,63 @@ class Recorder:
         return metrics
 
     def save(self) -> None:
-        """A PLY and a checkpoint of now. Raises InputError: the model has diverged, a file cannot be written."""
+        """A checkpoint and a PLY of now. Raises InputError: the model has diverged, the disk is full."""
         self._require_finite()
         with self._needed():
             self._save_checkpoint()
             self._save_ply()
+
+    def skip_or_stop(self, trouble: NonFinite, progress: Progress) -> None:
+        """Leave out the step that `trouble` is about, or end the run, as `--on-nan` says.
+
+        A run ends also if its model has diverged, or if so many steps in a row are left out that every photo
+        has had its turn: while nothing changes, nothing gets better.
+        """
+        self._require_finite()
+        trainer = self.trainer
+        in_a_row = self._in_a_row + 1 if self._last_skip == trainer.step else 1
+        hopeless = in_a_row * trainer.config.views_per_step >= 2 * len(trainer.scene.train)
+        if trainer.config.on_nan == "stop" or hopeless:
+            remedy = "lower a learning rate" if hopeless else "leave such steps out by --on-nan skip"
+            saved = self._save_last()
+            raise InputError(f"{trouble}; nothing was changed by this step; {saved}: {remedy}") from trouble
+        trainer.skip_step()
+        self._in_a_row, self._last_skip = in_a_row, trainer.step
+        trainer.monitor.scalars({"skipped_steps": trainer.skipped}, trainer.step)
+        progress.say(f"{trouble}; step left out, the {trainer.skipped:,}. of this run")
+
+    @contextlib.contextmanager
+    def rescue(self) -> Iterator[None]:
+        """Around training: if memory or disk fails, a checkpoint is saved first, where the state is whole.
+
+        Raises InputError then, which says what failed and what is saved.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError, OSError) as error:
+            trainer = self.trainer
+            if is_out_of_memory(error):
+                traceback.clear_frames(error.__traceback__)  # what they hold is needed for saving
+                trouble = f"out of memory with {trainer.model.num_gaussians:,} Gaussians"
+                remedy = "lower --resolution, --batch-size or --max-gaussians"
+            elif isinstance(error, OSError):
+                trouble = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                remedy = "check the path, its permissions and the free space"
+            else:
+                raise
+            raise InputError(f"iteration {trainer.step}: {trouble}; {self._save_last()}: {remedy}") from error
+
+    def _save_last(self) -> str:
+        """Save a checkpoint before the run ends in an error; what has come of it, with how to go on."""
+        trainer = self.trainer
+        if not trainer.whole:
+            newest = checkpoint.latest(trainer.run.checkpoints)
+            return f"this was in the middle of an update, the newest checkpoint is {newest or 'none'}"
+        try:
+            self._save_checkpoint()
+        except (OSError, MemoryError, RuntimeError) as error:
+            return f"no checkpoint could be saved ({error})"
+        return f"saved after iteration {trainer.step}; go on with: gsopt train --resume {trainer.run.path}"
 
     def _recall(self) -> None:
         """The tests of earlier sessions, but for those after the checkpoint: they are done again."""
@@ -145,29 +208,33 @@ class Recorder:
 
     @contextlib.contextmanager
     def _going_on(self, what: str) -> Iterator[None]:
-        """A full disk costs this file, not the run. What was there before still is."""
+        """A full disk costs this file, not the run. What was there before still is.
+
+        Another failure of the disk, such as one that is read-only now, is for `rescue`.
+        """
         try:
             yield
         except OSError as error:
+            if not is_disk_full(error):
+                raise
             newest = checkpoint.latest(self.trainer.run.checkpoints)
             warnings.warn(
-                f"{what} is not written ({error.strerror or error}); training goes on, make room for the next. "
-                f"Newest checkpoint: {newest or 'none'}",
+                f"{what} is not written ({error.strerror or error}); training goes on, make room for the "
+                f"next. Newest checkpoint: {newest or 'none'}",
                 stacklevel=2,
             )
 
     def _require_finite(self) -> None:
         """Nothing good is overwritten by a model that has diverged: the run ends here."""
         trainer = self.trainer
-        for name, parameter in trainer.joint.named_parameters():
-            used = parameter.exp() if name.endswith("scaling") else parameter  # e^x overflows before x does
-            if not used.isfinite().all():
-                newest = checkpoint.latest(trainer.run.checkpoints)
-                raise InputError(
-                    f"iteration {trainer.step}: {name} is not finite, the training has diverged; "
-                    f"lower its learning rate (--groups.{name.removesuffix('.delta').replace('_', '-')}.lr). "
-                    f"Newest checkpoint: {newest or 'none'}"
-                )
+        if found := diverged(trainer.joint.named_parameters()):
+            name, rows = found
+            newest = checkpoint.latest(trainer.run.checkpoints)
+            raise InputError(
+                f"iteration {trainer.step}: {name} is not finite in {rows}, the training has diverged; "
+                f"lower its learning rate (--groups.{name.removesuffix('.delta').replace('_', '-')}.lr). "
+                f"Newest checkpoint: {newest or 'none'}"
+            )
 
     def _report(self, result: StepResult, progress: Progress) -> None:
         """Numbers of this step for TensorBoard and the progress line: what a step itself never waits for."""
@@ -191,8 +258,9 @@ class Recorder:
         except OSError as error:
             newest = checkpoint.latest(trainer.run.checkpoints)
             raise InputError(
-                f"{trainer.run.path}: iteration {trainer.step} cannot be saved ({error.strerror or error}); make "
-                f"room and go on with --resume {trainer.run.path}. Newest checkpoint: {newest or 'none'}"
+                f"{trainer.run.path}: iteration {trainer.step} cannot be saved "
+                f"({error.strerror or error}); make room and go on with --resume {trainer.run.path}. "
+                f"Newest checkpoint: {newest or 'none'}"
             ) from error
 
     def _save_ply(self) -> None:

@@ -11,7 +11,7 @@ Lengths are world units. The complement is a word, because shells read most sign
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ class Region:
     numbers: tuple[float, ...] = ()  # of the shape
     path: Path | None = None  # of the file
     outside: bool = False
+    flag: str = field(default="--lock", compare=False, repr=False)  # that it was given with, for messages
 
     def __str__(self) -> str:
         numbers = ",".join(repr(value).removesuffix(".0") for value in self.numbers)
@@ -71,12 +72,16 @@ class Region:
             mask = _ply_rows(self, centres.numpy())
         mask = mask != self.outside
         if not mask.any():
-            raise InputError(f"--lock {self}: no Gaussian is there; {_extent(centres)}; check the region")
+            raise InputError(
+                f"{self.flag} {self}: no Gaussian is there; {_extent(centres)}; check the region"
+            )
         return mask
 
 
-def parse_region(text: str) -> Region:
+def parse_region(text: str, flag: str = "--lock") -> Region:
     """The region that a text means; its file, if it has one, is not read yet.
+
+    `flag` is where the text is from, for messages.
 
     Raises:
         InputError: not a region, numbers too few or too many, no numbers, or a shape that nothing can be in;
@@ -86,19 +91,20 @@ def parse_region(text: str) -> Region:
     inside = text.removeprefix(OUTSIDE)
     kind, colon, values = inside.partition(":")
     if colon and kind in NUMBERS:
-        return Region(kind, _checked(text, kind, _numbers(text, kind, values)), outside=outside)
+        numbers = _checked(flag, text, kind, _numbers(flag, text, kind, values))
+        return Region(kind, numbers, outside=outside, flag=flag)
     path = Path(inside)
     if path.suffix.lower() not in FILES:
-        raise InputError(f"--lock {text}: not a region; expected {FORMS}")
-    return Region("file", path=path, outside=outside)
+        raise InputError(f"{flag} {text}: not a region; expected {FORMS}")
+    return Region("file", path=path, outside=outside, flag=flag)
 
 
-def _numbers(text: str, kind: str, values: str) -> tuple[float, ...]:
+def _numbers(flag: str, text: str, kind: str, values: str) -> tuple[float, ...]:
     names = NUMBERS[kind].split(",")
     words = values.split(",")
     if len(words) != len(names):
         raise InputError(
-            f"--lock {text}: expected {len(names)} numbers {kind}:{NUMBERS[kind]}, found {len(words)}"
+            f"{flag} {text}: expected {len(names)} numbers {kind}:{NUMBERS[kind]}, found {len(words)}"
         )
     numbers = []
     for name, word in zip(names, words, strict=True):
@@ -107,19 +113,19 @@ def _numbers(text: str, kind: str, values: str) -> tuple[float, ...]:
         except ValueError:
             numbers.append(math.nan)
         if math.isnan(numbers[-1]):
-            raise InputError(f"--lock {text}: {name}: expected a number, found {word!r}")
+            raise InputError(f"{flag} {text}: {name}: expected a number, found {word!r}")
     return tuple(numbers)
 
 
-def _checked(text: str, kind: str, numbers: tuple[float, ...]) -> tuple[float, ...]:
+def _checked(flag: str, text: str, kind: str, numbers: tuple[float, ...]) -> tuple[float, ...]:
     if kind == "box":
         for axis, low, high in zip("xyz", numbers[:3], numbers[3:], strict=True):
             if high < low:
                 raise InputError(
-                    f"--lock {text}: {axis}1: expected at least {axis}0 = {low:g}, found {high:g}; swap them"
+                    f"{flag} {text}: {axis}1: expected at least {axis}0 = {low:g}, found {high:g}; swap them"
                 )
     elif not all(map(math.isfinite, numbers)) or numbers[-1] <= 0:
-        raise InputError(f"--lock {text}: expected a finite centre and a radius above 0, in world units")
+        raise InputError(f"{flag} {text}: expected a finite centre and a radius above 0, in world units")
     return numbers
 
 
@@ -129,22 +135,22 @@ def _array_rows(region: Region, count: int) -> Tensor:
     if array.dtype == bool:
         if array.shape != (count,):
             raise InputError(
-                f"--lock {region}: expected a mask [{count}], one entry a Gaussian, "
+                f"{region.flag} {region}: expected a mask [{count}], one entry a Gaussian, "
                 f"found {list(array.shape)}; make it from the model that training starts with"
             )
         return torch.from_numpy(array)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(
-            f"--lock {region}: expected a mask (bool [N]) or row numbers (integers [K]), "
+            f"{region.flag} {region}: expected a mask (bool [N]) or row numbers (integers [K]), "
             f"found {array.dtype} {list(array.shape)}; save it with that type"
         )
     if array.size and (array.min() < 0 or array.max() >= count):
         raise InputError(
-            f"--lock {region}: expected rows 0 to {count - 1}, found {array.min()} to {array.max()}; "
+            f"{region.flag} {region}: expected rows 0 to {count - 1}, found {array.min()} to {array.max()}; "
             "take them from the model that training starts with"
         )
     if len(np.unique(array)) != len(array):
-        raise InputError(f"--lock {region}: found a row number twice; a mask must be saved as bool")
+        raise InputError(f"{region.flag} {region}: found a row number twice; a mask must be saved as bool")
     mask = torch.zeros(count, dtype=torch.bool, device="cpu")
     mask[torch.from_numpy(array.astype(np.int64))] = True
     return mask
@@ -155,11 +161,15 @@ def _load_array(region: Region) -> np.ndarray:
         with region.path.open("rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"--lock {region}: no such file; give the path of a .npy file") from None
+        raise InputError(f"{region.flag} {region}: no such file; give the path of a .npy file") from None
     except OSError as error:
-        raise InputError(f"--lock {region}: cannot be read ({error.strerror or error}); check it") from None
+        raise InputError(
+            f"{region.flag} {region}: cannot be read ({error.strerror or error}); check it"
+        ) from None
     except (ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"--lock {region}: not an array of numpy ({error}); write it with np.save") from None
+        raise InputError(
+            f"{region.flag} {region}: not an array of numpy ({error}); write it with np.save"
+        ) from None
 
 
 def _ply_rows(region: Region, centres: np.ndarray) -> Tensor:
@@ -172,7 +182,8 @@ def _ply_rows(region: Region, centres: np.ndarray) -> Tensor:
     lost = int((~np.isin(of_file, of_model)).sum())
     if 0 < lost < len(points):
         warnings.warn(
-            f"--lock {region}: {lost:,} of its {len(points):,} points are no Gaussian's centre", stacklevel=2
+            f"{region.flag} {region}: {lost:,} of its {len(points):,} points are no Gaussian's centre",
+            stacklevel=2,
         )
     return torch.from_numpy(np.isin(of_model, of_file))
 

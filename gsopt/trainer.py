@@ -1,6 +1,6 @@
 """Training. READ FIRST: `Trainer.train_step` is the whole method, one update of a model from photos.
 
-    freezes -> for each view: activate -> rasterize -> loss -> backward -> observe
+    freezes -> for each view: activate -> rasterize -> loss -> backward -> all finite? -> observe
     -> mean of the gradients -> optimizer -> refine -> learning rates of the next step
 
 A step has `--batch-size` x `--accumulate` views, by default one.
@@ -30,12 +30,14 @@ from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, deterministic, pick_device
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene
+from gsopt.formats import Splat
 from gsopt.group_options import attribute_name
 from gsopt.groups import apply_freezes, build_groups, build_scheduler
+from gsopt.guards import NonFinite, check_finite, intact
 from gsopt.joint import Joint
 from gsopt.joint_options import present_groups, still_groups
 from gsopt.locks import check_something_moves, clear_locked_gradients, hold_locked, lock, unlock
-from gsopt.losses import photometric
+from gsopt.losses import photometric, with_terms
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, load_optimizer_state, visible_rows
@@ -47,6 +49,7 @@ from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_
 from gsopt.schedules import reduction
 from gsopt.strategy import Strategy
 from gsopt.versions import other_versions, versions
+from gsopt.warm_start import for_start, load_moments
 
 SAVED = (  # in every checkpoint
     *("step", "first_sh_degree", "model", "optimizer", "strategy", "strategy_kind"),
@@ -89,25 +92,31 @@ class Trainer:
         with self.clock("load"):
             if scene is None:  # a resumed run has no more use for the points it began with
                 scene = (dataclasses.replace(config, init=None) if saved else config).load_scene()
+            start = None if saved or model is not None else config.read_start()
+            if start is not None:
+                self.config = config = for_start(config, start)
             if model is None:
-                model = GaussianModel() if saved else config.first_model(scene)
+                model = GaussianModel() if saved else config.first_model(scene, start)
             self.scene, self.model = scene, model.to(self.device)
             self.joint = Joint.of_config(config, scene, self.model, read=not saved)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
         self.specs = config.specs(self.scene.extent)
-        strategy = strategy if strategy is not None else config.make_strategy(self.scene.extent)
+        strategy = strategy if strategy is not None else config.make_strategy(self.scene)
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
-        self.step = 0
+        self.step = config.start_step or 0
+        self.skipped = 0  # of the steps done, those that were left out
+        self.whole = True  # False in the middle of an update
         self.views = ViewPyramid(self.scene.train)
         self.order = ViewOrder(len(self.scene.train), config.seed)
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
         self.monitor = Monitor(None)
+        self.start_notes: list[str] = []  # on Gaussians from a file
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
         if saved:
             self._resume(saved)
         else:
-            self._build_optimizer()
+            self._begin(start)
         self._lock(saved)
         self.strategy.check(self.model)
 
@@ -116,14 +125,17 @@ class Trainer:
     def train_step(self) -> StepResult:
         """One update of every group that is not frozen, by the mean loss of one view or several.
 
-        Then what the strategy makes of it.
+        Then what the strategy makes of it. Raises NonFinite for a loss or gradient that is not finite: then,
+        and if memory runs out before the update, all is as it was before the step.
         """
-        self.step += 1
-        apply_freezes(self.optimizer, self.specs, self.step - 1)
-        losses = []
-        for _ in range(self.config.views_per_step):
-            terms, image, photo = self._backward()
-            losses.append(terms)
+        with intact(self):
+            self.step += 1
+            apply_freezes(self.optimizer, self.specs, self.step - 1)
+            losses = []
+            for _ in range(self.config.views_per_step):
+                terms, image, photo = self._backward()
+                losses.append(terms)
+        self.whole = False
         average_gradients(self.optimizer, len(losses))
 
         clear_locked_gradients(self.model)
@@ -132,6 +144,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         refined = self.strategy.refine(self.model, self.optimizer, self.step, self.generator)
         self.scheduler.step()  # to the learning rates of the next step
+        self.whole = True
         terms = mean_terms(losses)
         return StepResult(terms.pop("total"), terms, image, photo, refined)
 
@@ -148,20 +161,37 @@ class Trainer:
         image, info = self.joint.render(
             view.camera, background, number, sh_degree=self.sh_degree, **self.render_options
         )
-        if self.strategy.needs_grad2d(self.step):
+        needs_grad2d = self.strategy.needs_grad2d(self.step)
+        if needs_grad2d:
             keep_gradient(info["means2d"])
         loss, terms = photometric(image, photo, self.config.ssim_weight)
+        loss, terms = with_terms(loss, terms, self.strategy.regularization(self.model))
         loss.backward()
+        where = f"iteration {self.step}: photo {view.camera.name}"
+        projected = info["means2d"].grad if needs_grad2d else None
+        check_finite(where, loss, self.optimizer, self.model, projected)
         self.strategy.observe(self.model, info, self.step)
         if hasattr(self.optimizer, "add_visible"):
             self.optimizer.add_visible(self.model, visible_rows(info))
         return terms | {"total": loss.detach()}, image.detach(), photo
+
+    def skip_step(self) -> None:
+        """Leave the next step out: its number, its views and its learning rates go by, all else stays."""
+        self.step += 1
+        for _ in range(self.config.views_per_step):
+            self.order.next()
+        self.scheduler.load_state_dict({"step": self.step})
+        self.skipped += 1
 
     def train(self) -> Metrics:
         """Train to the last iteration and return what is then in the run's `metrics.json`.
 
         On Ctrl-C or SIGTERM the step is finished, a checkpoint and a PLY are saved, and KeyboardInterrupt is
         raised with what to do next.
+
+        Raises:
+            InputError: the training cannot go on (a gradient is not finite, the model has diverged, memory or
+                disk is full); where the state is whole, it is in a checkpoint.
         """
         recorder = Recorder(self)
         recorder.begin()
@@ -171,10 +201,15 @@ class Trainer:
             torch_threads(1),
             deterministic(self.config.deterministic),
             self.clock("train"),
+            recorder.rescue(),
         ):
             try:
                 while self.step < self.config.iterations:
-                    result = self.train_step()
+                    try:
+                        result = self.train_step()
+                    except NonFinite as trouble:
+                        recorder.skip_or_stop(trouble, progress)
+                        result = None
                     progress.advance()
                     recorder.after(result, progress)
                     if stop.asked:
@@ -230,9 +265,10 @@ class Trainer:
         Recorder(self).save()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as a checkpoint holds it: `SAVED`, "joint" and "versions"."""
+        """All that the rest of the run depends on, as a checkpoint holds it: `SAVED` and what is newer."""
         return {
             "step": self.step,
+            "skipped": self.skipped,
             "first_sh_degree": self.first_sh_degree,
             "model": self.model.state_dict(),
             "joint": self.joint.state_dict(),
@@ -242,6 +278,7 @@ class Trainer:
             "order": self.order.state_dict(),
             "generator": self.generator.get_state(),
             "seconds": dict(self.clock.seconds),
+            "extent": self.scene.extent,  # for other programs, see `gsopt.formats`
             "config": self.config.to_json(),
             "versions": versions(),
         }
@@ -258,6 +295,13 @@ class Trainer:
         if self.config.scale_rates:
             specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)
         self.scheduler = build_scheduler(self.optimizer, specs)
+
+    def _begin(self, start: Splat | None) -> None:
+        """A new optimizer, with the moments that came with the Gaussians in a file."""
+        self._build_optimizer()
+        self.scheduler.load_state_dict({"step": self.step})
+        if start is not None:
+            self.start_notes = [*start.notes, *load_moments(self.optimizer, start)]
 
     def _lock(self, saved: dict | None) -> None:
         """Lock the Gaussians that the settings mean now; a run that goes on keeps its own.
@@ -311,6 +355,7 @@ class Trainer:
         """Go on from what a checkpoint holds."""
         self._check_views()
         self.step, self.first_sh_degree = state["step"], state["first_sh_degree"]
+        self.skipped = state.get("skipped", 0)  # older checkpoints have no such entry
         self.model.load_state_dict(state["model"], take_sh_degree=True)
         self.joint.load_state_dict(state.get("joint", {}))  # older checkpoints have no such entry
         self._build_optimizer()

@@ -1,4 +1,4 @@
-"""What the bits of a run depend on beside its settings: versions of libraries, instructions of the processor."""
+"""What the bits of a run depend on beside its settings: versions of libraries, the processor."""
 
 import platform
 from collections.abc import Mapping

@@ -158,7 +158,7 @@ def run_differences(a: Path, b: Path) -> list[str]:
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """All scalars of a run's events but the times, as TensorBoard reads them: (step, value) in their order."""
+    """All scalars of a run's events but the times, as TensorBoard reads them: (step, value) in order."""
     from test_monitor import read
 
     events = read(run)

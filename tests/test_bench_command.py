@@ -178,3 +178,13 @@ def test_growth_at_real_sizes(tmp_path):
     assert by_pixels["exponents"]["loss"] == pytest.approx(1.0, abs=0.25)
     assert by_gaussians["bytes_each"] > 0
     assert by_pixels["bytes_each"] > 0
+
+
+def test_what_part_of_a_training_strategies_take(ball, tmp_path, capsys):
+    found = written(tmp_path / "a.json", "--scene", ball, "--strategies", "--iterations", 12)["strategies"]
+    assert [row["strategy"] for row in found] == ["default", "mcmc", "budget"]
+    for row in found:
+        assert 0 < row["observe"] + row["refine"] < row["seconds"]
+        assert row["share"] == pytest.approx((row["observe"] + row["refine"]) / row["seconds"])
+        assert row["gaussians"] == 60
+    assert "seconds of training" in capsys.readouterr().out

@@ -122,6 +122,11 @@ def test_evaluating_an_older_model_does_not_unfinish_a_run(run, tmp_path, capsys
             "--densify.refine-every, --densify.absgrad",
             "of --strategy none",
         ),
+        (
+            ["--mcmc.noise-lr", "0", "--budget.absgrad"],
+            "--mcmc.noise-lr, --budget.absgrad",
+            "of --strategy none",
+        ),
         (["--scale-rates"], "--scale-rates", "a step has one view"),
         (["--scale-rates", "--accumulate", "2"], None, ""),
         ([], None, ""),

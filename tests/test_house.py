@@ -37,7 +37,10 @@ HOUSE = {
     "model": {"geometry", "datasets"},
     "groups": {"schedules", "freeze_windows"},
     "regions": {"datasets"},
+    "formats": {"checkpoint", "datasets", "geometry", "groups"},
+    "editing": {"formats", "geometry", "regions"},
     "locks": {"model", "regions", "surgery"},
+    "guards": {"locks", "model", "native"},
     "poses": set(),
     "exposure": {"runtime"},
     "optim": {"native"},
@@ -47,12 +50,15 @@ HOUSE = {
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}
-HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {"group_options", "joint_options"}
+HOUSE["warm_start"] = {"formats", "groups", "model", "optim", "schedules"}
+HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {
+    *("group_options", "joint_options", "warm_start"),
+}
 HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "settings", "text"}
 HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
 HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["trainer"] = BELOW | {"config", "group_options", "joint", "joint_options", "recorder"}
+HOUSE["trainer"] = BELOW | {"config", "group_options", "joint", "joint_options", "recorder", "warm_start"}
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {

@@ -51,6 +51,8 @@ def config(splat, tmp_path):
     return TrainConfig(
         scene=scene,
         init=init,
+        start_step=0,  # as a new run: with the rates of a start
+        init_warmup=0,
         output=tmp_path / "run",
         iterations=ITERATIONS,
         sh_degree=1,
@@ -69,6 +71,7 @@ def config(splat, tmp_path):
             prune_opa=0.05,
         ),
         lock=[HALF],
+        init_rates="restart",  # so that what is not locked moves far enough to tell
         max_gaussians=150,
     )
 

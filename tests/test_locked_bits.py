@@ -1,6 +1,7 @@
 """Locked Gaussians: the proof on bits, for every optimizer, through densification."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from gsopt.groups import GroupSpec, freeze, unfreeze
 from gsopt.locks import clear_locked_gradients, hold_locked, locked_rows
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.optim import build_optimizer
-from gsopt.strategy import DefaultStrategy, Refinement, movable
+from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, Refinement, Strategy, movable
 from gsopt.surgery import per_row_state
 
 STEPS = dict(refine_start_iter=4, refine_stop_iter=190, refine_every=7, reset_every=30)
@@ -26,17 +27,24 @@ OPTIONS = {  # given where the optimizer has the option
 }
 
 
+MIXED = {"xyz": "sgd", "scaling": "visible_adam", "opacity": "rmsprop"}  # the others: adam
+
+
 def optimizers() -> list[str]:
-    """All of torch.optim that can train Gaussians: what it refuses is tested in test_optim.py."""
+    """All of torch.optim that can train Gaussians, ours, and several in one."""
     classes = {name for name, value in vars(torch.optim).items() if isinstance(value, type)}
-    return sorted(classes - {"Optimizer", "LBFGS", "Muon", "SparseAdam"})
+    return [*sorted(classes - {"Optimizer", "LBFGS", "Muon", "SparseAdam"}), "VisibleAdam", "mixed"]
 
 
 def build(name: str, model: GaussianModel) -> torch.optim.Optimizer:
-    cls = getattr(torch.optim, name)
+    if name == "mixed":
+        specs = {attribute: GroupSpec(1e-3, optimizer=MIXED.get(attribute)) for attribute in ATTRIBUTES}
+        return build_optimizer("adam", gaussian_groups(model, **specs))
+    cls = getattr(torch.optim, name, gsopt.VisibleAdam)
     options = {key: value for key, value in OPTIONS.items() if key in inspect.signature(cls).parameters}
     decay = options.pop("weight_decay", 0.0)
     specs = {attribute: GroupSpec(1e-3, weight_decay=decay) for attribute in ATTRIBUTES}
+    name = "visible_adam" if name == "VisibleAdam" else name
     return build_optimizer(name, gaussian_groups(model, **specs), **options)
 
 
@@ -65,7 +73,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def refine_for(
-    steps: range, model: GaussianModel, optimizer: torch.optim.Optimizer, strategy: DefaultStrategy
+    steps: range, model: GaussianModel, optimizer: torch.optim.Optimizer, strategy: Strategy
 ) -> list[Refinement]:
     """Steps with random gradients, as the trainer does them."""
     done = []
@@ -73,6 +81,8 @@ def refine_for(
         generator = torch.Generator().manual_seed(step)
         strategy.observe(model, random_info(model.num_gaussians, 1, generator), step)
         fill_gradients(optimizer, generator)
+        if hasattr(optimizer, "add_visible"):
+            optimizer.add_visible(model, torch.rand(model.num_gaussians, generator=generator) < 0.7)
         with hold_locked(model, optimizer):
             optimizer.step()
         optimizer.zero_grad()
@@ -111,6 +121,32 @@ def test_locked_rows_keep_their_bits_for_200_steps(name, share):
     assert after.keys() >= held.keys()
     assert any("." in entry for entry in after)  # there are moments
     assert changed(held, after) == set()
+
+
+WHEN = {name: steps for name, steps in STEPS.items() if name != "reset_every"}
+OTHERS = {  # and what they do
+    "mcmc": (MCMCStrategy(**WHEN, min_opacity=0.05), {"relocated", "added"}),
+    "budget": (BudgetStrategy(**WHEN, grow_scale3d=0.03), {"cloned", "split", "pruned"}),
+}
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("strategy", OTHERS)
+def test_locked_rows_keep_their_bits_under_the_other_strategies(strategy, name, share):
+    """Through relocation, addition and noise; growth to a fixed number."""
+    rows, limit = SHARES[share]
+    model = random_model(60, torch.Generator().manual_seed(0))
+    optimizer = build(name, model)
+    train(optimizer, 3)
+    gsopt.lock(model, rows)
+    held = rows_of(model, optimizer, locked_rows(model))
+    settings, expected = OTHERS[strategy]
+    done = refine_for(range(1, 201), model, optimizer, replace(settings, max_gaussians=limit).resolve(1000))
+    assert {what for d in done for what, count in d.counts.items() if count} == expected
+    assert model.num_gaussians == limit
+    assert int(model.locked.sum()) == len(rows)
+    assert changed(held, rows_of(model, optimizer, locked_rows(model))) == set()
 
 
 @pytest.mark.parametrize("share", SHARES)

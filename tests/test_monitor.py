@@ -197,17 +197,18 @@ def test_evaluation_pictures_and_histograms(tmp_path):
         monitor.evaluation("train", {"psnr": None, "ssim": None, "l1": None}, step)
         monitor.picture("test", "train/r_0.png", render, photo, step)
         monitor.histograms(torch.rand(50), torch.rand(50, 3) + 0.1, step)
-    monitor.refinement(3, 2, 1, 100)
+    monitor.refinement({"cloned": 3, "split": 2, "pruned": 1}, 54, torch.tensor([0.0, 0.01, 1.0]), 100)
+    monitor.refinement({"cloned": 0}, 54, torch.zeros(3), 200)
+    Monitor(None).refinement({"cloned": 0}, 54, torch.ones(3), 200)
     monitor.close()
     events = read(tmp_path)
     assert series(tmp_path, "test/loss_viewpoint - psnr") == [(100, 25.0), (200, 25.0)]
     assert series(tmp_path, "test/loss_viewpoint - l1_loss") == [(100, near(0.03)), (200, near(0.03))]
     assert "train/loss_viewpoint - psnr" not in events.Tags()["scalars"]
-    assert [series(tmp_path, f"gaussians/{what}")[0][1] for what in ("cloned", "split", "pruned")] == [
-        3,
-        2,
-        1,
-    ]
+    counts = [series(tmp_path, f"gaussians/{what}")[0] for what in ("cloned", "split", "pruned", "total")]
+    assert counts == [(100, 3), (100, 2), (100, 1), (100, 54)]
+    [scores] = events.Histograms("gaussians/score_log10")
+    assert (scores.histogram_value.num, scores.histogram_value.min, scores.histogram_value.max) == (2, -2, 0)
     assert [h.step for h in events.Histograms("scene/opacity_histogram")] == [100, 200]
     assert [i.step for i in events.Images("test_view_train_r_0/render")] == [100, 200]
     [truth] = events.Images("test_view_train_r_0/ground_truth")  # once is enough

@@ -152,7 +152,7 @@ def test_failed_runs_are_named_and_the_others_go_on(ball, tmp_path, capsys):
     assert err.count("\n") == 1
     bad, good = rows_of(tmp_path / "a").values()
     assert (bad["status"], bad["psnr"], good["status"]) == ("failed", "", "done")
-    assert "is not finite, the training has diverged" in bad["message"]
+    assert "the training has diverged" in bad["message"]
     assert "0 of 1 (1 failed)" in out
     log = tmp_path / "a" / "runs" / "groups.scaling.lr=1e30" / "seed-0" / "train.log"
     assert str(log) in (tmp_path / "a" / "sweep.md").read_text()

@@ -75,6 +75,8 @@ COSTS = {
     "sh_backward": Cost(bytes={"gaussian": 212, "visible": 228}, flops={"visible": 329}),
     # radii 8, gradients 8, both sums read and written 16
     "statistics": Cost(bytes={"gaussian": 32}, flops={"gaussian": 7}),
+    # all gradients
+    "finite": Cost(bytes={"gaussian": 236}, flops={"gaussian": 118}),
     "optimizer": _ADAM,
     "torch optimizer": _ADAM,
 }

@@ -189,6 +189,24 @@ def quality_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def strategy_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What part of a training its strategy takes."""
+    rows = [
+        [
+            f"  {row['strategy']}",
+            number(row["seconds"], 1),
+            number(row["observe"], 2),
+            number(row["refine"], 2),
+            number(row["share"], 1, 100, " %"),
+            number(row["psnr"], 2, unit=" dB"),
+            f"{row['gaussians']:,}",
+        ]
+        for row in found
+    ]
+    header = ["  strategy", "seconds of training", "observe", "refine", "of it", "test PSNR", "Gaussians"]
+    return ["", "strategies", *table(header, rows)]
+
+
 def compare_lines(name: str, ratios: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> list[str]:
     """Ratios to an earlier report: under 1 is faster than then."""
     if not ratios:

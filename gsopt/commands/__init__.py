@@ -18,6 +18,7 @@ COMMANDS = {
     "render": "the test views of a run or a PLY as PNG",
     "freeze_sweep": "a grid of runs: what freezing costs and brings, as table and picture",
     "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
+    "convert": "files of Gaussians of every program into each other, cropped, moved, joined",
     "bench": "how long a training step takes, stage by stage",
 }
 
@@ -44,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"gsopt: error: {reason}; check the path, its permissions and the free space", file=sys.stderr)
         return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        from gsopt.guards import is_out_of_memory  # at call time: it imports torch
+
+        if not is_out_of_memory(error):
+            raise
         print("gsopt: error: out of memory; lower --resolution or the number of Gaussians", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

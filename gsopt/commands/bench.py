@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gsopt.bench import monitoring, quality, report, studies, tables, variants
+from gsopt.bench import monitoring, quality, refinement, report, studies, tables, variants
 from gsopt.bench.machine import Probes, describe_machine
 from gsopt.bench.measure import Case, measure_case
 from gsopt.bench.scenes import Size, all_bands, parse_size, still, trainer_of
@@ -57,8 +57,10 @@ class BenchConfig:
     """What TensorBoard costs: steps that write its events beside steps that do not."""
     time_to_quality: tuple[float, ...] | None = None
     """Train the scene; seconds and iteration at which the test views first reach each of these PSNRs (dB)."""
+    strategies: bool = False
+    """Table: train the scene with every strategy; what part of the time each takes."""
     iterations: int = 2_000
-    """Of that training."""
+    """Of these trainings."""
     test_every_steps: int | None = None
     """Iterations between tests of that training, which do not count as its time; default 1/20 of it."""
     json: Path | None = None
@@ -75,8 +77,8 @@ class BenchConfig:
         for count in self.threads or ():
             if count < 1:
                 raise InputError(f"--threads {count}: expected 1 or more")
-        for name in ("init", "resolution", "time_to_quality"):
-            if getattr(self, name) is not None and self.scene is None:
+        for name in ("init", "resolution", "time_to_quality", "strategies"):
+            if getattr(self, name) and self.scene is None:
                 raise InputError(f"--{name.replace('_', '-')}: is of a scene, found none; give --scene DIR")
         if self.json is not None and not self.json.absolute().parent.is_dir():
             raise InputError(f"--json {self.json}: no folder {self.json.parent}; make it, or give another")
@@ -170,6 +172,8 @@ def _asked(config: BenchConfig, size: Size, threads: int, device: str) -> Iterat
         yield "growth_of_pixels", lambda: _growth(studies.growing_pixels(threads))
     if config.monitor:
         yield "monitor", lambda: _monitor(size, device, threads, config.rounds)
+    if config.strategies:
+        yield "strategies", lambda: _strategies(config, threads)
     if config.time_to_quality:
         yield "time_to_quality", lambda: _quality(config, threads)
 
@@ -198,6 +202,11 @@ def _growth(growth: studies.Growth) -> tuple[list[str], Any]:
 def _monitor(size: Size, device: str, threads: int, rounds: int) -> tuple[list[str], Any]:
     cost = monitoring.monitor_cost(size, device, threads, rounds)
     return tables.monitor_lines(cost), asdict(cost) | {"share": cost.share}
+
+
+def _strategies(config: BenchConfig, threads: int) -> tuple[list[str], Any]:
+    found = refinement.strategy_costs(scene_settings(config, config.device, threads))
+    return tables.strategy_lines(found), found
 
 
 def _quality(config: BenchConfig, threads: int) -> tuple[list[str], Any]:

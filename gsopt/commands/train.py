@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import TrainConfig
+from gsopt.config import STRATEGIES, TrainConfig
 from gsopt.device import describe
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
@@ -37,8 +37,11 @@ def main(argv: Sequence[str]) -> None:
 def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
     """Warn of settings, other than those of `old`, of what there is none of: densification, poses, ..."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
+    used = STRATEGIES.get(config.strategy)
+    others = tuple(f"--{part}." for part in STRATEGIES.values() if part != used)
+    because = f"because of --strategy {config.strategy}"
     for reason, idle, prefixes in (
-        ("because of --strategy none", config.strategy == "none", ("--max-gaussians", "--densify.")),
+        (because, True, others if used else (*others, "--max-gaussians")),
         ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
         ("because there is no --lock", not config.lock, ("--lock-attributes",)),
         ("because a step has one view", config.views_per_step == 1, ("--scale-rates",)),
@@ -94,13 +97,32 @@ def opening(trainer: Trainer) -> list[str]:
         f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
+        *init_lines(trainer),
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
         *(f"beside    {line}" for line in beside(trainer)),
         f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
         *([step_line(config)] if config.views_per_step > 1 else []),
+        *([f"growth    {plan} (--max-gaussians)"] if (plan := trainer.strategy.plan(trainer.model)) else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
         f"run       {trainer.run.path}",
+    ]
+
+
+def init_lines(trainer: Trainer) -> list[str]:
+    """What a run that begins with Gaussians from a file does with them."""
+    config = trainer.config
+    if config.init_rates is None or not trainer.start_notes:
+        return []
+    if config.start_step is None:
+        how = "rates at the end of their schedules" if config.init_rates == "continue" else "rates restart"
+        how += ", no densification, no coarse-to-fine (--start-step N: as after N steps)"
+    else:
+        how = f"as after {config.start_step:,} steps, rates {config.init_rates}"
+    warmup = f", warm-up of {config.init_warmup} steps" if config.init_warmup else ""
+    return [
+        f"init      {config.init}: {how}{warmup}",
+        *(f"          {note}" for note in trainer.start_notes),
     ]
 
 
@@ -161,8 +183,10 @@ def summary(trainer: Trainer, metrics: Metrics) -> list[str]:
     seconds = metrics["seconds"]
     parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items() if part != "total")
     run = trainer.run
+    skipped = f"{trainer.skipped:,} of {trainer.step:,} steps were not finite and left out (--on-nan skip)"
     return [
         *metrics_lines(metrics),
+        *([f"skipped   {skipped}"] if trainer.skipped else []),
         f"seconds   {seconds['total']:.1f} ({parts})",
         f"model     {run.ply(metrics['iterations'])}",
         f"picture   {run.picture}",

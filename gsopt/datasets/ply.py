@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gsopt.datasets.ply_header import check_size
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
 from gsopt.geometry import sh_to_rgb
@@ -82,7 +83,11 @@ def read_splat(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises InputError: no such file, not a PLY, truncated, compressed, properties missing, values not finite.
     """
     path = Path(path)
-    vertex = _read_vertices(path)
+    return splat_of_vertices(path, _read_vertices(path))
+
+
+def splat_of_vertices(path: Path, vertex: np.ndarray) -> dict[str, np.ndarray]:
+    """As :func:`read_splat`, from the element `vertex` of a PLY."""
     rest_names = _rest_names(path, vertex.dtype.names)
     splat = {key: _columns(path, vertex, names) for key, names in _SPLAT.items()}
     rest = _columns(path, vertex, rest_names)  # [N, 3 * (K-1)] channel-major
@@ -142,10 +147,10 @@ def write_splat(path: str | os.PathLike, splat: dict[str, np.ndarray]) -> None:
     )  # [N, 14 + 3 + 3 * (K-1)]
     vertex = np.ascontiguousarray(values).view([(name, "<f4") for name in names])[:, 0]  # [N]
     ply = PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<")
-    _replace_file(path, ply.write)
+    replace_file(path, ply.write)
 
 
-def _replace_file(path: Path, write) -> None:
+def replace_file(path: Path, write) -> None:
     """Let `write(stream)` fill a temporary file beside `path`, then move it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -159,13 +164,27 @@ def _replace_file(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_vertices(path: Path) -> np.ndarray:
-    """The element `vertex` as a structured array [N]."""
+def write_elements(path: Path, elements: dict[str, np.ndarray]) -> None:
+    """Write structured arrays as the elements of a binary PLY, little endian, at once or not at all."""
+    from plyfile import PlyData, PlyElement
+
+    described = [PlyElement.describe(rows, name) for name, rows in elements.items()]
+    replace_file(path, PlyData(described, byte_order="<").write)
+
+
+def read_elements(path: Path) -> dict[str, np.ndarray]:
+    """The elements of any PLY by name, each a structured array.
+
+    Raises InputError: no such file, not a PLY, truncated, no element `vertex`.
+    """
     from plyfile import PlyData, PlyParseError
 
     try:
+        check_size(path)
         with np.errstate(over="ignore"):  # text too large for its type becomes inf, which is reported as such
             ply = PlyData.read(path)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of a PLY file") from None
     except OSError as error:
@@ -177,12 +196,18 @@ def _read_vertices(path: Path) -> np.ndarray:
         raise InputError(
             f"{path}: no element 'vertex' (found: {', '.join(names) or 'none'}); give a point cloud"
         )
-    if "packed_position" in ply["vertex"].data.dtype.names:
+    return {element.name: element.data for element in ply.elements}
+
+
+def _read_vertices(path: Path) -> np.ndarray:
+    """The element `vertex` as a structured array [N]."""
+    vertex = read_elements(path)["vertex"]
+    if "packed_position" in vertex.dtype.names:
         raise InputError(
             f"{path}: a compressed splat PLY, expected an uncompressed one; "
-            "convert it first: npx @playcanvas/splat-transform IN OUT.ply"
+            f"convert it first: gsopt convert {path.name} OUT.ply"
         )
-    return ply["vertex"].data
+    return vertex
 
 
 def _columns(path: Path, vertex: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gsopt.errors import InputError
 from gsopt.native import build
 
-ABI = 2
+ABI = 3
 _TOO_MANY = 2  # GSOPT_TOO_MANY
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
@@ -64,6 +64,7 @@ _SIGNATURES = {
     "gsopt_rasterize_backward": (_INT, [_POINTER, _INT, *[_POINTER] * 8]),
     "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
     "gsopt_statistics": (_INT, [_LONG, _POINTER, _POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER]),
+    "gsopt_finite": (_INT, [_INT, _POINTER, _POINTER]),
     "gsopt_adam": (_INT, [_INT, ctypes.POINTER(AdamTensor)]),
 }
 

@@ -69,6 +69,12 @@ class MixedOptimizer(Optimizer):
             if hasattr(part, "add_visible") and not theirs.isdisjoint(parameters):
                 part.add_visible(parameters, rows)
 
+    def forget_visible(self) -> None:
+        """Let all parts forget the rows that :func:`add_visible` named."""
+        for part in self.parts.values():
+            if hasattr(part, "forget_visible"):
+                part.forget_visible()
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"parts": self.parts}
 

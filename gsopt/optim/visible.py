@@ -103,6 +103,10 @@ class VisibleAdam(Optimizer):
             own = rows.to(parameter.device).contiguous()
             self._visible[parameter] = own if known is None else known | own
 
+    def forget_visible(self) -> None:
+        """Forget the rows that :func:`add_visible` named, for a step that is not taken."""
+        self._visible = {}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the rows that were seen; `closure` computes the loss, as in torch.
@@ -141,6 +145,7 @@ class VisibleAdam(Optimizer):
         """After unpickling and `load_state_dict`, also of Adam's; torch leaves steps on the saved device."""
         self._visible = {}
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # which torch adds: groups would differ after a resume
         for group in self.param_groups:
             for option, value in self.defaults.items():  # what Adam's groups lack
                 group.setdefault(option, value)

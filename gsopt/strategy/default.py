@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -11,13 +11,10 @@ from torch.optim import Optimizer
 
 from gsopt import surgery
 from gsopt.errors import InputError
-from gsopt.geometry import quat_to_rotmat
 from gsopt.schedules import resolve_steps, scaled
+from gsopt.strategy.growth import allowed, check_limit, check_positive, check_resolved, children, fit_in
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
-from gsopt.strategy.statistics import add_gradients
-
-SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of both halves, divided by this
-STATISTICS = ("grad2d", "count", "radii")
+from gsopt.strategy.statistics import ViewStatistics
 
 
 @dataclass
@@ -77,32 +74,27 @@ class DefaultStrategy(Strategy):
     """No growth beyond this number of Gaussians."""
 
     def __post_init__(self) -> None:
-        self._statistics: dict[str, Tensor] = {}  # each [N]
+        self._statistics = ViewStatistics("DefaultStrategy")
 
     def resolve(self, iterations: int) -> Self:
         return resolve_steps(self, iterations)
 
+    def plan(self, model: nn.Module) -> str:
+        return "" if self.max_gaussians is None else f"at most {self.max_gaussians:,} Gaussians"
+
     def check(self, model: nn.Module) -> None:
-        for name in ("refine_every", "reset_every"):
-            if getattr(self._resolved(), name) < 1:
-                raise InputError(
-                    f"{name}: expected 1 or more steps, found {getattr(self, name)}; "
-                    f"raise --densify.{name.replace('_', '-')}"
-                )
+        check_resolved(self)
+        check_positive("--densify", self, "refine_every", "reset_every")
+        check_limit(self.max_gaussians, model)
         if not 0 < self.prune_opa < 0.5:
             raise InputError(
                 f"prune_opa: expected an opacity between 0 and 0.5, found {self.prune_opa}; "
                 "change --densify.prune-opa"
             )
-        count = model.xyz.shape[0]
-        if self.max_gaussians is not None and self.max_gaussians < count:
-            raise InputError(
-                f"max_gaussians: expected at least the {count} Gaussians that training starts with, "
-                f"found {self.max_gaussians}; raise it (--max-gaussians) or start with fewer points"
-            )
 
     def needs_grad2d(self, step: int) -> bool:
-        return step < self._resolved().refine_stop_iter
+        check_resolved(self)
+        return step < self.refine_stop_iter
 
     @torch.no_grad()
     def observe(self, model: nn.Module, info: Mapping[str, Any], step: int) -> None:
@@ -113,31 +105,16 @@ class DefaultStrategy(Strategy):
         """
         if not self.needs_grad2d(step):
             return
-        means2d = info["means2d"]
-        gradients = means2d.absgrad if self.absgrad else means2d.grad  # [C, N, 2]
-        if gradients is None:
-            raise ValueError(
-                "means2d: expected a gradient, found none; call retain_grad() before the backward pass"
-            )
-        radii = info["radii"]  # int [C, N, 2]
-        # The loss is a mean over cameras: its gradient is undone to that of each.
-        to_ndc = [info[side] / 2 * info["n_cameras"] for side in ("width", "height")]
-        statistics = self._rows(gradients.shape[-2], gradients.device)
-        add_gradients(statistics["grad2d"], statistics["count"], radii, gradients, to_ndc)
-        if self.refine_scale2d_stop_iter:
-            visible = (radii > 0).all(dim=-1)  # [C, N]
-            largest = torch.where(visible, radii.amax(dim=-1), 0).amax(dim=0)  # pixels [N]
-            longest_side = max(info["width"], info["height"])
-            torch.maximum(statistics["radii"], largest / longest_side, out=statistics["radii"])
+        self._statistics.add(info, self.absgrad, screen_size=bool(self.refine_scale2d_stop_iter))
 
     @torch.no_grad()
     def refine(
         self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Grow and prune, then reset opacities, each if it is due after this step."""
-        self._resolved()
+        check_resolved(self)
         if step >= self.refine_stop_iter:
-            self._statistics = {}
+            self._statistics.clear()
             return Refinement()
         done = Refinement()
         if (
@@ -146,7 +123,7 @@ class DefaultStrategy(Strategy):
             and step % self.reset_every >= self.pause_refine_after_reset
         ):
             done = self._grow_and_prune(model, optimizer, step, generator)
-            self._statistics = {}
+            self._statistics.clear()
         if step % self.reset_every == 0 and model.opacity.requires_grad:
             limit, rows = _logit(2 * self.prune_opa), movable(model)
             opacity = model.opacity if rows is None else model.opacity[rows]
@@ -155,23 +132,19 @@ class DefaultStrategy(Strategy):
         return done
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self._statistics)
+        return dict(self._statistics.rows)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        if state and set(state) != set(STATISTICS):
-            raise ValueError(f"DefaultStrategy: expected {', '.join(STATISTICS)}, found {', '.join(state)}")
-        self._statistics = {name: value.clone() for name, value in state.items()}
+        self._statistics.load(state)
 
     def _grow_and_prune(
         self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Clone and split, then prune old and new rows alike, in one move of the rows."""
-        statistics = self._rows(model.xyz.shape[0], model.xyz.device)
-        clone, split = self._growing(model, statistics, step)
-        clone_rows, split_rows = torch.nonzero(clone).flatten(), torch.nonzero(split).flatten()
-        sources = torch.cat([clone_rows, split_rows, split_rows])  # of the new rows [M]
-        new = {name: model.get_parameter(name).detach()[sources] for name in row_names(model)}
-        self._move_halves(model, {name: rows[len(clone_rows) :] for name, rows in new.items()}, generator)
+        statistics = self._statistics.of(model.xyz.shape[0], model.xyz.device)
+        score = self._statistics.mean_gradient(model.xyz.shape[0], model.xyz.device)
+        clone, split = self._growing(model, score, statistics["radii"], step)
+        sources, new = children(model, clone, split, generator, self.revised_opacity)
 
         doomed = self._doomed(model.opacity, model.scaling, statistics["radii"], step)  # [N]
         if (rows := movable(model)) is not None:
@@ -182,40 +155,19 @@ class DefaultStrategy(Strategy):
         if len(sources) or pruned:
             added = {name: rows[~doomed_new] for name, rows in new.items()}
             surgery.resize(model, row_names(model), optimizer, kept, added)
-        return Refinement(cloned=len(clone_rows), split=len(split_rows), pruned=pruned)
+        return Refinement(cloned=int(clone.sum()), split=int(split.sum()), pruned=pruned, score=score)
 
-    def _growing(self, model: nn.Module, statistics: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    def _growing(self, model: nn.Module, score: Tensor, radii: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Masks of the Gaussians to clone and of those to split. [N], [N]"""
-        score = statistics["grad2d"] / statistics["count"].clamp_min(1)
         high = score > self.grow_grad2d
         small = model.scaling.amax(dim=1).exp() <= self.grow_scale3d * self.scene_scale
         clone, split = high & small, high & ~small
         if step < self.refine_scale2d_stop_iter:
-            split |= statistics["radii"] > self.grow_scale2d
-        if not (model.xyz.requires_grad and model.scaling.requires_grad):
-            split = torch.zeros_like(split)  # it would move what is frozen
-        if (rows := movable(model)) is not None:
-            clone, split = clone & rows, split & rows
+            split |= radii > self.grow_scale2d
+        clone, split = allowed(model, clone, split)
         if self.max_gaussians is not None:
-            room = max(self.max_gaussians - len(score), 0)
-            ranked = torch.where(clone | split, score, -1).argsort(descending=True, stable=True)
-            clone[ranked[room:]] = False
-            split[ranked[room:]] = False
+            clone, split = fit_in(clone, split, score, self.max_gaussians - len(score))
         return clone, split
-
-    def _move_halves(self, model: nn.Module, halves: dict[str, Tensor], generator: torch.Generator) -> None:
-        """Turn copies of split Gaussians, all first halves and then all second ones, into halves in place."""
-        count = len(halves["xyz"])
-        if count == 0:
-            return
-        # Products and sums element by element: a matrix product would add in an order of its own choice.
-        draw = torch.randn(count, 3, generator=generator, device="cpu").to(halves["xyz"].device)
-        local = (halves["scaling"].exp() * draw)[:, None, :]  # [2n, 1, 3] in the frame of the Gaussian
-        along = quat_to_rotmat(halves["rotation"]) * local  # [2n, 3, 3]
-        halves["xyz"] += along[..., 0] + along[..., 1] + along[..., 2]
-        halves["scaling"] -= math.log(SPLIT_SHRINK)
-        if self.revised_opacity and model.opacity.requires_grad:
-            halves["opacity"].copy_(torch.logit(1 - (1 - halves["opacity"].sigmoid()).sqrt()))
 
     def _doomed(self, opacity: Tensor, scaling: Tensor, radii: Tensor, step: int) -> Tensor:
         """Mask of the rows to prune. [N]"""
@@ -225,27 +177,6 @@ class DefaultStrategy(Strategy):
             if step < self.refine_scale2d_stop_iter:
                 doomed |= radii > self.prune_scale2d
         return doomed
-
-    def _rows(self, count: int, device: torch.device) -> dict[str, Tensor]:
-        """The statistics, made or moved to `device` if need be. Each [count]"""
-        statistics = self._statistics or {name: torch.zeros(count, device=device) for name in STATISTICS}
-        found = len(statistics["count"])
-        if found != count:
-            raise ValueError(
-                f"DefaultStrategy: expected statistics of {count} Gaussians, found {found}; "
-                "rows were changed between two refinements by something else"
-            )
-        self._statistics = {name: value.to(device) for name, value in statistics.items()}
-        return self._statistics
-
-    def _resolved(self) -> Self:
-        open_ones = [f.name for f in fields(self) if "of_30k" in f.metadata and getattr(self, f.name) is None]
-        if open_ones:
-            raise ValueError(
-                f"DefaultStrategy: {', '.join(open_ones)}: depends on the length of the run; "
-                "call resolve(iterations)"
-            )
-        return self
 
 
 def _logit(probability: float) -> float:

@@ -19,7 +19,7 @@ are those of the original 3DGS, whose iterations count from 1 as well.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -36,12 +36,23 @@ class Refinement:
         split: Gaussians that were replaced by two.
         pruned: Gaussians that were removed.
         reset: whether the opacities were reset.
+        relocated: Gaussians that were removed where they were and begin anew at another.
+        added: Gaussians that began at another beside those, as many as there are now more.
+        score: what decided who grows, of each Gaussian there was; for reports. [N], or None
     """
 
     cloned: int = 0
     split: int = 0
     pruned: int = 0
     reset: bool = False
+    relocated: int = 0
+    added: int = 0
+    score: Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many Gaussians were "cloned", "split", "pruned", "relocated" and "added"."""
+        return {name: getattr(self, name) for name in ("cloned", "split", "pruned", "relocated", "added")}
 
 
 class Strategy:
@@ -49,15 +60,23 @@ class Strategy:
 
     Frozen attributes are those whose parameter does not require grad, be its group frozen or not in the
     optimizer: a strategy may copy them to new rows and remove them with their rows, but never gives them
-        another value.
+    another value.
 
     Locked Gaussians, those that are not :func:`movable`, a strategy leaves alone altogether, whichever of
     their attributes are locked: it neither clones, splits, prunes, resets, moves nor perturbs them.
     """
 
+    def regularization(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Terms that this strategy adds to the loss, each [] and differentiable in what trains of `model`."""
+        return {}
+
     def resolve(self, iterations: int) -> Self:
         """A copy for a run of this many iterations, with the settings that scale with it as numbers."""
         return self
+
+    def plan(self, model: nn.Module) -> str:
+        """How many Gaussians there will be, told before a run: "at most 9,000 Gaussians"; "" where open."""
+        return ""
 
     def check(self, model: nn.Module) -> None:
         """Raise InputError if this strategy cannot work with this model and these settings."""

@@ -1,11 +1,92 @@
 """What strategies add up over the views: how much a Gaussian's image moves, and how often it was visible."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gsopt.native import check, library, pointer
+
+
+class ViewStatistics:
+    """Sums over the views since the last refinement, for a strategy to decide by.
+
+    | `rows` | what it is, of each Gaussian [N] |
+    |---|---|
+    | grad2d | sum of the norms of the gradient of its projected centre, normalised device coordinates |
+    | count | number of views in which it was visible |
+    | radii | its largest screen radius, longest image sides; 0 unless asked for |
+
+    Args:
+        owner: name of the strategy, for messages.
+    """
+
+    NAMES = ("grad2d", "count", "radii")
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.rows: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, info: Mapping[str, Any], absgrad: bool = False, screen_size: bool = False) -> None:
+        """Add the views of `info` after their backward pass.
+
+        Args:
+            info: as for `Strategy.observe`; several cameras had the mean of their losses.
+            absgrad: take the gradients that were summed as absolute values over the pixels.
+            screen_size: look at the radii, too.
+
+        Raises:
+            ValueError: `info["means2d"]` has no gradient, or other rows than the sums.
+        """
+        means2d = info["means2d"]
+        gradients = means2d.absgrad if absgrad else means2d.grad  # [C, N, 2]
+        if gradients is None:
+            raise ValueError(
+                "means2d: expected a gradient, found none; call retain_grad() before the backward pass"
+            )
+        radii = info["radii"]  # int [C, N, 2]
+        # The loss is a mean over cameras: its gradient is undone to that of each.
+        to_ndc = [info[side] / 2 * info["n_cameras"] for side in ("width", "height")]
+        rows = self.of(gradients.shape[-2], gradients.device)
+        add_gradients(rows["grad2d"], rows["count"], radii, gradients, to_ndc)
+        if screen_size:
+            visible = (radii > 0).all(dim=-1)  # [C, N]
+            largest = torch.where(visible, radii.amax(dim=-1), 0).amax(dim=0)  # pixels [N]
+            longest_side = max(info["width"], info["height"])
+            torch.maximum(rows["radii"], largest / longest_side, out=rows["radii"])
+
+    def of(self, count: int, device: torch.device) -> dict[str, Tensor]:
+        """The sums of `count` Gaussians, made or moved to `device` if need be. Each [count]
+
+        Raises:
+            ValueError: they are of another number of Gaussians.
+        """
+        rows = self.rows or {name: torch.zeros(count, device=device) for name in self.NAMES}
+        found = len(rows["count"])
+        if found != count:
+            raise ValueError(
+                f"{self.owner}: expected statistics of {count} Gaussians, found {found}; "
+                "rows were changed between two refinements by something else"
+            )
+        self.rows = {name: value.to(device) for name, value in rows.items()}
+        return self.rows
+
+    def mean_gradient(self, count: int, device: torch.device) -> Tensor:
+        """Mean over the views in which a Gaussian was visible, of those that :meth:`of` gives. [count]"""
+        rows = self.of(count, device)
+        return rows["grad2d"] / rows["count"].clamp_min(1)
+
+    def clear(self) -> None:
+        """Begin anew, with however many Gaussians there are then."""
+        self.rows = {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `rows` as they were saved. Raises ValueError for the state of another strategy."""
+        if state and set(state) != set(self.NAMES):
+            raise ValueError(f"{self.owner}: expected {', '.join(self.NAMES)}, found {', '.join(state)}")
+        self.rows = {name: value.clone() for name, value in state.items()}
 
 
 def add_gradients(

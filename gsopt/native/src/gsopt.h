@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 
-#define GSOPT_ABI 2
+#define GSOPT_ABI 3
 #define GSOPT_NO_MEMORY 1
 #define GSOPT_TOO_MANY 2 /* (Gaussian, tile) pairs for 32 bits */
 #define EXPORT __attribute__((visibility("default")))
@@ -84,6 +84,9 @@ EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const fl
 /* statistics.c: adds to norms [N] the length of (scale_x, scale_y) v_means2d, and 1 to counts [N], for visible rows. */
 EXPORT int gsopt_statistics(int64_t n, const int32_t *radii, const float *v_means2d, float scale_x, float scale_y,
                             float *norms, float *counts);
+
+/* finite.c: 1 if every float of the arrays, `lengths` floats each, is finite, else 0. */
+EXPORT int gsopt_finite(int count, const float *const *arrays, const int64_t *lengths);
 
 /* optimizer.c: one step of Adam (AdamW where decoupled) for each tensor of n floats. step counts from 1, this one included.
  * Where there are steps, they take its place: one count for each row, which this call raises, from 0 before the first. */

@@ -90,7 +90,8 @@ int cpu_cores(void); /* that this process may use */
 /* stages.c: wall time by stage. */
 typedef enum {
     STAGE_PROJECT, STAGE_SORT, STAGE_BIN, STAGE_SH, STAGE_FORWARD, STAGE_LOSS, STAGE_BACKWARD, STAGE_REDUCE,
-    STAGE_PROJECT_BACKWARD, STAGE_SH_BACKWARD, STAGE_STATISTICS, STAGE_OPTIMIZER, STAGES
+    STAGE_PROJECT_BACKWARD, STAGE_SH_BACKWARD, STAGE_STATISTICS, STAGE_FINITE, STAGE_OPTIMIZER,
+    STAGES
 } stage;
 typedef struct {
     double since;

@@ -4,7 +4,8 @@
 #include "internal.h"
 
 static const char *const NAMES[STAGES] = {"project", "sort",   "bin",              "sh",          "forward",  "loss",
-                                          "backward", "reduce", "project_backward", "sh_backward", "statistics", "optimizer"};
+                                          "backward", "reduce", "project_backward", "sh_backward", "statistics", "finite",
+                                          "optimizer"};
 static double seconds[STAGES];
 
 double seconds_now(void) {
