@@ -56,6 +56,7 @@ class Recorder:
         if trainer.config.resume:
             trainer.run.make()
             self._recall()
+            self._unfinish()
             write_json(trainer.run.config, settings)
         else:
             trainer.run = trainer.run.claim(settings)
@@ -189,6 +190,15 @@ class Recorder:
         file = self.trainer.run.history
         if file.is_file():
             self.history = [entry for entry in read_json(file) if entry["iteration"] <= self.trainer.step]
+
+    def _unfinish(self) -> None:
+        """A finished run that goes on for longer: what it was then gets the name of an older model's metrics.
+
+        If it stayed, a run that is killed after its last checkpoint would pass for finished.
+        """
+        file = self.trainer.run.metrics
+        if self.trainer.step < self.trainer.config.iterations and file.is_file():
+            file.replace(file.with_name(f"metrics_{read_json(file)['iterations']}.json"))
 
     def _remember(self, metrics: Metrics) -> Metrics:
         """Put a test of now into the history, once; the means that it is about."""

@@ -19,29 +19,37 @@ from gsopt import checkpoint
 from gsopt.config import TrainConfig
 from gsopt.datasets import pyramid
 from gsopt.group_options import GroupOptions, Groups
+from gsopt.optim import catalog
 from gsopt.rundir import read_json
-from gsopt.strategy import DefaultStrategy
+from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy
 from gsopt.trainer import Trainer
 
 STEPS = 32
+SPLAT = Path("splat.ply")  # in the folder of the scene
 LEAST_PIXELS = 6  # photos of 24 pixels are reduced, too: to 6 until step 3, to 12 until step 10
 
-DENSIFY = DefaultStrategy(  # after steps 10, 15, ...; a reset after step 20
-    refine_start_iter=5, refine_stop_iter=30, refine_every=5, reset_every=20, grow_grad2d=1e-5, prune_opa=0.02
-)
+WHEN = {"refine_start_iter": 5, "refine_stop_iter": 30, "refine_every": 5}  # after steps 10, 15, ..., 25
+DENSIFY = DefaultStrategy(**WHEN, reset_every=20, grow_grad2d=1e-5, prune_opa=0.02)
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "default": {"strategy": "default", "densify": DENSIFY},
+    "default": {"densify": DENSIFY},
+    "absgrad": {"densify": replace(DENSIFY, absgrad=True, refine_scale2d_stop_iter=30)},
+    "revised_opacity": {"densify": replace(DENSIFY, revised_opacity=True, grow_scale3d=0.02)},
+    "mcmc": {"strategy": "mcmc", "max_gaussians": 90, "mcmc": MCMCStrategy(**WHEN, min_opacity=0.098)},
+    "budget": {"strategy": "budget", "max_gaussians": 90, "budget": BudgetStrategy(**WHEN)},
     "none": {"strategy": "none"},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adam": {},
-    "adamw": {"optimizer": "adamw", "weight_decay": 1e-3},
+    **{name: {"optimizer": name} for name in sorted(catalog._classes())},
+    "adamw, decay": {"optimizer": "adamw", "weight_decay": 1e-3},
     "amsgrad": {"optimizer_args": ("amsgrad=true",)},
-    "momentum": {"optimizer": "sgd", "optimizer_args": ("momentum=0.9",)},
-    "adagrad": {"optimizer": "adagrad"},
-    "visible_adam": {"optimizer": "visible_adam"},
+    "momentum": {"optimizer": "sgd", "optimizer_args": ("momentum=0.9", "nesterov=true")},
+    "centered": {"optimizer": "rmsprop", "optimizer_args": ("momentum=0.5", "centered=true")},
     "mixed": {
-        "groups": Groups(xyz=GroupOptions(optimizer="sgd"), feature_dc=GroupOptions(optimizer="visible_adam"))
+        "groups": Groups(
+            xyz=GroupOptions(optimizer="sgd"),
+            feature_dc=GroupOptions(optimizer="visible_adam"),
+            opacity=GroupOptions(optimizer="rmsprop"),
+        )
     },
 }
 
@@ -67,11 +75,20 @@ CASES = {  # what happens between the stop and the end, or around the stop; phot
     "accumulation boundary": Case({"accumulate": 2, "batch_size": 2, "scale_rates": True}, stops=(1, 7)),
     "random background": Case({"background": "random"}),
     "locked": Case({"lock": ("sphere:0,0,1,0.5",)}),
-    "beside": Case({"optimize_poses": True, "exposure": True}),
+    "locked, mcmc": Case({"lock": ("sphere:0,0,1,0.5",)} | STRATEGIES["mcmc"]),
+    "beside": Case({"optimize_poses": True, "exposure": True}, stops=(13, 20)),
+    "beside, mcmc and mixed": Case(
+        {"optimize_poses": True, "exposure": True} | STRATEGIES["mcmc"] | OPTIMIZERS["mixed"]
+    ),
+    "a background that is trained": Case({"background_model": SPLAT, "background_model_trainable": True}),
+    "begun with Gaussians": Case({"init": SPLAT}, stops=(1, 13)),
+    "begun with Gaussians, as the rest of a run": Case({"init": SPLAT, "start_step": 4}, stops=(5, 13)),
+    "antialiased, deterministic": Case({"antialiased": True, "deterministic": True}),
     "schedules": Case(
         {
             "groups": Groups(
-                xyz=GroupOptions(schedule="cosine@20"), opacity=GroupOptions(schedule="step:5,0.5")
+                xyz=GroupOptions(schedule="cosine:0.1"),
+                opacity=GroupOptions(schedule="warmup:6 then step:5:0.5"),
             )
         }
     ),
@@ -81,15 +98,19 @@ CASES = {  # what happens between the stop and the end, or around the stop; phot
         for optimizer in OPTIMIZERS
     },
 }
-SHORT = (  # of the default suite
+SHORT = (  # of the default suite: each strategy, most optimizers
     "before, at and after an opacity reset",
     "before, at and after finer photos",
     "freeze window",
     "accumulation boundary",
     "SH rise",
+    "locked, mcmc",
     "beside",
     "default with visible_adam",
-    "default with mixed",
+    "absgrad with mixed",
+    "revised_opacity with adamw, decay",
+    "mcmc with visible_adam",
+    "budget with mixed",
     "none with momentum",
 )
 
@@ -108,7 +129,9 @@ def straight(case: Case, scene: Path, folder: Path) -> Path:
         "device": "cpu",
         "quiet": True,
     }
-    Trainer(TrainConfig(**settings | STRATEGIES["default"] | case.settings)).train()
+    settings |= STRATEGIES["default"] | case.settings
+    settings |= {name: scene / value for name, value in settings.items() if value == SPLAT}
+    Trainer(TrainConfig(**settings)).train()
     return folder
 
 
