@@ -6,6 +6,7 @@ on: losses every 10 steps as one event, norms every 50. docs/monitoring.md lists
 
 import contextlib
 import math
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,25 @@ HISTOGRAM_BINS = 64  # equal ones; those that the writer has by default take ten
 PSNR_MEMORY = 0.9  # weight of the past in the running PSNR, one training view every LOSSES_EVERY steps
 
 
+def wait_for_a_later_name(folder: Path) -> None:
+    """Until a new event file has a later name than those in `folder`: a second at most.
+
+    TensorBoard reads the files of a folder by name, in which the time is in whole seconds, then the number of
+    the process. What an earlier session wrote must come first, or this session's steps look undone. Where the
+    clock has been set back it would be a long wait: then a warning.
+    """
+    files = folder.glob("events.out.tfevents.*")
+    newest = max((int(file.name.split(".")[3]) for file in files), default=0)
+    while newest == int(time.time()):
+        time.sleep(0.02)
+    if newest > time.time():
+        warnings.warn(
+            f"{folder}: the clock was {newest - time.time():,.0f} seconds ahead when its events were "
+            "written; TensorBoard may show steps twice",
+            stacklevel=3,
+        )
+
+
 class Monitor:
     """TensorBoard events of one run. Without a folder it takes everything and writes nothing."""
 
@@ -36,6 +56,7 @@ class Monitor:
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
+            wait_for_a_later_name(folder)
             self.writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

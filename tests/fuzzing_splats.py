@@ -8,7 +8,6 @@ import gzip
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 ROWS = 20
 
@@ -109,18 +108,27 @@ def read_torch(path: Path) -> None:
     read(packed)
 
 
-def read(path: Path) -> Any:
-    """As `gsopt convert` and `--init` do; what comes back has only finite numbers, as many as it says."""
-    from gsopt import formats
+def read(path: Path) -> None:
+    """As `gsopt convert` and `--init` do: what comes back has finite numbers, and can be trained."""
+    import torch
 
-    splat = formats.read(path)
+    from gsopt import formats
+    from gsopt.groups import build_groups, gaussian_specs
+    from gsopt.warm_start import load_moments, model_of
+
+    splat = formats.read(path).with_degree(1)
     for name, value in splat.tensors.items():
         assert len(value) == splat.count, name
         assert value.isfinite().all(), name
-    return splat
+    model = model_of(splat)
+    optimizer = torch.optim.Adam(build_groups(model, gaussian_specs(extent=1.0, iterations=10)), lr=0.0)
+    load_moments(optimizer, splat)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
 
 
-KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
+KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], None]]] = {
     ".splat": (written("a.splat", degree=0), read),
     ".spz": (written("a.spz"), read),
     ".spz inside": (inside_gzip(written("a.spz")), read_gzip),

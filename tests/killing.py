@@ -3,8 +3,8 @@
     python tests/killing.py anywhere|saving COUNT train --scene ...
 
 It dies at the COUNT-th call of a function: anywhere in the command, or inside the writing of checkpoints. A
-call is one of Python or C: rendering, `write`, `fsync`, `rename`, ... With COUNT 0 it lives, and its last line
-says how many calls there were outside saving and inside, and how many checkpoints.
+call is one of Python or C: rendering, `write`, `fsync`, `rename`, ... With COUNT 0 it lives; its last line
+says how many calls there were outside saving and inside it, and how many checkpoints.
 """
 
 import os

@@ -1,6 +1,7 @@
 """What every file of Gaussians holds, whichever program wrote it."""
 
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,9 @@ def taken_moments(
                     break
                 require_finite(path, f"{names[attribute]}.{key}", value)
                 value = value.float().contiguous()
+            elif not isinstance(value, Tensor | Real):
+                laid = {}
+                break
             laid[key] = value
         if laid:
             moments[attribute] = laid
