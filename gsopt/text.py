@@ -22,7 +22,7 @@ def narrow_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: in
 
     Each has the first column. Cells longer than a third of the width lose their middle.
     """
-    rows = [[_shortened(cell, width // 3) for cell in row] for row in rows]
+    rows = [[shortened(cell, width // 3) for cell in row] for row in rows]
     columns = list(zip(header, *rows, strict=True))
     lines: list[str] = []
     for part in _parts([max(map(len, column)) for column in columns], width):
@@ -44,7 +44,7 @@ def _parts(widths: Sequence[int], width: int) -> Iterator[list[int]]:
     yield part
 
 
-def _shortened(text: str, longest: int) -> str:
+def shortened(text: str, longest: int) -> str:
     """`text` in at most so many characters, with "..." for its middle."""
     if len(text) <= longest:
         return text

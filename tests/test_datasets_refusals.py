@@ -272,6 +272,16 @@ JSON_FILE = {
         "frames[0]: ... expected a positive size and focal",
     ),
     "width zero": (in_file(w=0), "frames[0]: PINHOLE camera of 0x24 pixels ... expected a positive size"),
+    "focal length of 400 digits": (in_file(fl_x=10**400), "frames[0]: fl_x is 1000"),
+    "long value": (in_file(fl_x="long" * 99), "fl_x is 'longlong"),
+    "point cloud of two lines": (
+        in_file(ply_file_path="a\nb.ply"),
+        "ply_file_path is 'a\\nb.ply', expected print",
+    ),
+    "photo with a zero byte": (
+        in_frame(file_path="a\0.png"),
+        "frames[2]: file_path is 'a\\x00.png', expected print",
+    ),
     "camera model": (in_file(camera_model="EQUIRECTANGULAR"), "'EQUIRECTANGULAR', expected one of OPENCV"),
     "named points missing": (in_file(ply_file_path="none.ply"), "none.ply: no such file"),
 }

@@ -32,7 +32,7 @@ HOUSE = {
     "metrics": {"losses"},
     "runtime": {"device", "native"},
     "cameras": {"geometry"},
-    "datasets": {"cameras", "geometry"},
+    "datasets": {"cameras", "geometry", "text"},
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets"},
     "groups": {"schedules", "freeze_windows"},

@@ -263,6 +263,19 @@ BROKEN = {
     "word": (HEADER % b"1" + b"1 two 3\n", "not a complete PLY file"),
     "absurd count": (HEADER % b"9999999999999999" + b"1 2 3\n", "not a complete PLY file"),
     "negative count": (HEADER % b"-1" + b"1 2 3\n", "not a complete PLY file"),
+    "no property": (
+        HEADER[: HEADER.index(b"property")] % b"1" + b"end_header\n\n",
+        "element vertex has no property",
+    ),
+    "no property, binary": (
+        b"ply\nformat binary_little_endian 1.0\nelement camera 2\nelement vertex 1\nproperty float x\n"
+        b"end_header\n1234",
+        "element camera has no property",
+    ),
+    "no property, no rows": (
+        b"ply\nformat binary_big_endian 1.0\nelement vertex 0\nend_header\n",
+        "element vertex has no property",
+    ),
     "no vertex": (
         (HEADER % b"1").replace(b"vertex", b"face") + b"1 2 3\n",
         r"no element 'vertex' \(found: face\)",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gsopt.datasets.ply_header import check_size
+from gsopt.datasets.ply_header import check_header
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
 from gsopt.geometry import sh_to_rgb
@@ -180,7 +180,7 @@ def read_elements(path: Path) -> dict[str, np.ndarray]:
     from plyfile import PlyData, PlyParseError
 
     try:
-        check_size(path)
+        check_header(path)
         with np.errstate(over="ignore"):  # text too large for its type becomes inf, which is reported as such
             ply = PlyData.read(path)
     except InputError:

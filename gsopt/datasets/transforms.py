@@ -19,6 +19,7 @@ from gsopt.datasets.images import Lens, Photo, image_size
 from gsopt.datasets.ply import load_points
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
+from gsopt.text import shortened
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp")  # of a file_path without one
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
@@ -59,6 +60,7 @@ def read_transforms(path: Path) -> tuple[list[Photo], Path]:
 def find_points(source: Path) -> Callable[[], PointCloud] | None:
     """A function that gives the points of a transforms file (ply_file_path, else points3d.ply), or None."""
     named = read_json(source).get("ply_file_path")
+    _check_name(source, "ply_file_path", named)
     path = source.parent / (named if isinstance(named, str) else "points3d.ply")
     return partial(load_points, path) if named or path.is_file() else None
 
@@ -82,7 +84,15 @@ def read_json(path: Path) -> dict:
                 raise InputError(
                     f"{path}: frames[{index}] has no {key}, expected {what}; add it or remove the frame"
                 )
+        _check_name(path, f"frames[{index}]: file_path", frame["file_path"])
     return content
+
+
+def _check_name(path: Path, where: str, name: object) -> None:
+    """InputError where a name of a file has line ends and the like: no file system has good use for them."""
+    if isinstance(name, str) and not name.isprintable():
+        found = shortened(repr(name), 80)
+        raise InputError(f"{path}: {where} is {found}, expected printable characters; correct it")
 
 
 def _photo_paths(path: Path, content: dict) -> list[Path]:
@@ -156,8 +166,9 @@ def _lens(where: str, levels: list[dict], path: Path) -> Lens | None:
         value = next((level[key] for level in levels if key in level), default)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InputError(f"{where}: {key} is {value!r}, expected a finite number; correct it")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e99 < value < 1e99:
+            found = shortened(repr(value), 80)
+            raise InputError(f"{where}: {key} is {found}, expected a finite number; correct it")
         return float(value)
 
     size = number("w"), number("h")
@@ -198,8 +209,9 @@ def _distortion(where: str, levels: list[dict], number) -> tuple[str, tuple[floa
     model = next((level["camera_model"] for level in levels if "camera_model" in level), "OPENCV")
     fisheye = model == "OPENCV_FISHEYE" or any(level.get("is_fisheye") for level in levels)
     if not fisheye and model not in _PERSPECTIVE:
+        expected = f"{', '.join(_PERSPECTIVE)}, OPENCV_FISHEYE"
         raise InputError(
-            f"{where}: camera_model {model!r}, expected one of {', '.join(_PERSPECTIVE)}, OPENCV_FISHEYE; "
+            f"{where}: camera_model {shortened(repr(model), 80)}, expected one of {expected}; "
             "undistort the photos first"
         )
     if fisheye:
