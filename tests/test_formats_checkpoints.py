@@ -95,8 +95,13 @@ def test_features_may_have_the_order_of_a_ply(tmp_path):
 
 @pytest.mark.parametrize(
     ("entry", "value"),
-    [("exp_avg", torch.zeros(3, 1, 3)), ("step", "700"), ("exp_avg_sq", None)],
-    ids=["another number of rows", "a text", "nothing"],
+    [
+        ("exp_avg", torch.zeros(3, 1, 3)),
+        ("step", "700"),
+        ("exp_avg_sq", None),
+        ("exp_avg", torch.zeros(7, 1, 3, dtype=torch.complex64)),
+    ],
+    ids=["another number of rows", "a text", "nothing", "complex"],
 )
 def test_moments_that_do_not_fit_are_left_out_and_named(tmp_path, entry, value):
     captured, step = original_checkpoint(TENSORS)
