@@ -114,7 +114,7 @@ def test_killed_three_times(ball, tmp_path):
 def test_killed_twenty_times(ball, tmp_path):
     moments = ["saving"] * 8 + ["anywhere"] * 8 + ["outside"] * 4
     random.Random(2).shuffle(moments)
-    kill_and_compare(ball, tmp_path, moments, iterations=600, seed=2)
+    kill_and_compare(ball, tmp_path, moments, iterations=400, seed=2)
 
 
 # ------------------------------------------------------------------------------- each state of the folder
