@@ -1,5 +1,6 @@
 """A run that was stopped and went on in a fresh process has the bits of one that never was; see resuming."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,12 @@ def ball(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_photos_are_reduced(monkeypatch):
     monkeypatch.setattr(pyramid, "SMALLEST", resuming.LEAST_PIXELS)
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits_for_the_disk(monkeypatch):
+    """A run here saves 32 checkpoints; that they are flushed is for `test_checkpoint`."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def check(names, ball: Path, folder: Path, all_stops: bool) -> None:
