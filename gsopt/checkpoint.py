@@ -1,9 +1,12 @@
 """Checkpoints: one versioned file per step, written atomically and read without running code from it.
 
 What is in a checkpoint is for the trainer to say; here is how it gets to disk and back. A checkpoint is a
-tree of dicts and lists whose leaves are tensors, numbers, strings, booleans and None.
+tree of dicts and lists whose leaves are tensors, numbers, strings, booleans and None. The file is one of
+`torch.save` with {"format", "version", "state", "sha256"}; the last is the checksum of the state, which files
+written before there was one lack.
 """
 
+import hashlib
 import os
 import pickle
 import re
@@ -11,7 +14,8 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,9 +25,14 @@ from gsopt.errors import InputError
 
 FORMAT = "gsopt checkpoint"
 VERSION = 1
+DAMAGED = ".damaged"  # what the names of damaged checkpoints get
 _OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # begins files of torch.save before 1.6
 _REMEDY = "delete it, and --resume goes on from the one before it"
 _NAME = re.compile(r"step_(\d{8,})\.pt")
+
+
+class DamagedError(InputError):
+    """A file that is not, or no longer, what was written."""
 
 
 def path_of(folder: str | os.PathLike[str], step: int) -> Path:
@@ -46,12 +55,13 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         OSError: the file cannot be written; what was at the path before is still there.
     """
     path = Path(path)
-    content = {"format": FORMAT, "version": VERSION, "state": _plain(state, "state")}
+    state = _plain(state, "state")
+    content = {"format": FORMAT, "version": VERSION, "state": state, "sha256": digest(state)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as stream:
-            torch.save(content, stream)
+            _save_to(stream, content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -74,7 +84,7 @@ def unpack(path: str | os.PathLike[str], content: Any) -> dict[str, Any]:
     """The state in a checkpoint's content, as :func:`read` found it at `path`.
 
     Raises:
-        InputError: it is no checkpoint, or of a later version than this program reads.
+        InputError: it is no checkpoint, of a later version than this program reads, or its checksum is wrong.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
@@ -85,7 +95,33 @@ def unpack(path: str | os.PathLike[str], content: Any) -> dict[str, Any]:
             f"{path}: expected version {VERSION} of the format, found {content.get('version')}; "
             "use the version of gsopt that wrote it"
         )
+    if "sha256" in content and content["sha256"] != digest(content.get("state")):
+        raise DamagedError(f"{path}: the checksum of its state is wrong; {_REMEDY}")
     return content["state"]
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a tree as `save` takes it: of keys in their order, values, types, shapes and bits. Hex."""
+    sha = hashlib.sha256()
+    _digest_into(sha, tree)
+    return sha.hexdigest()
+
+
+def _digest_into(sha: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        sha.update(f"tensor {value.dtype} {list(value.shape)} ".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        sha.update(f"dict {len(value)} ".encode())
+        for key, entry in value.items():
+            _digest_into(sha, key)
+            _digest_into(sha, entry)
+    elif isinstance(value, list | tuple):
+        sha.update(f"{type(value).__name__} {len(value)} ".encode())
+        for entry in value:
+            _digest_into(sha, entry)
+    else:  # the repr of a float is all of it
+        sha.update(f"{type(value).__name__} {value!r} ".encode())
 
 
 def read(path: str | os.PathLike[str], remedy: str = "give a file that torch.save wrote") -> Any:
@@ -114,7 +150,7 @@ def read(path: str | os.PathLike[str], remedy: str = "give a file that torch.sav
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # damage can break the reader in any way
-        raise InputError(f"{path}: {_trouble(error)}; {remedy}") from error
+        raise DamagedError(f"{path}: {_trouble(error)}; {remedy}") from error
 
 
 def find(folder: str | os.PathLike[str]) -> list[Path]:
@@ -144,6 +180,32 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     return found[-1] if found else None
 
 
+def load_latest(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+    """The latest checkpoint of a folder that is whole, and what it holds; None if there are none at all.
+
+    Damaged ones are reported by a warning and renamed to NAME.damaged, so that none of them counts among the
+    last that `prune` keeps.
+
+    Raises:
+        InputError: all checkpoints there are damaged, or the latest is whole but cannot be used. Then no file
+            is renamed.
+    """
+    reports = {}
+    for path in reversed(find(folder)):
+        try:
+            state = load(path)
+        except DamagedError as error:
+            reports[path] = str(error).removesuffix(f"; {_REMEDY}")
+            continue
+        for damaged, report in reports.items():
+            damaged.rename(damaged.with_name(damaged.name + DAMAGED))
+            warnings.warn(f"{report}; renamed to *{DAMAGED}, going on from {path.name}", stacklevel=2)
+        return path, state
+    if reports:
+        raise InputError(f"{'; '.join(reports.values())}; no other is left: delete to start at iteration 0")
+    return None
+
+
 def prune(folder: str | os.PathLike[str], keep: int) -> list[Path]:
     """Delete all but the last `keep` checkpoints of a folder, and what interrupted writing left behind.
 
@@ -161,6 +223,23 @@ def prune(folder: str | os.PathLike[str], keep: int) -> list[Path]:
     return doomed
 
 
+def _save_to(stream: IO[bytes], content: Any) -> None:
+    """`torch.save`, with the file's own error where it cannot be written, which torch would replace."""
+    failed: list[OSError] = []
+
+    def write(data: Any) -> int:
+        try:
+            return stream.write(data)
+        except OSError as error:
+            failed.append(error)
+            raise
+
+    try:
+        torch.save(content, SimpleNamespace(write=write, flush=stream.flush))
+    except Exception as error:
+        raise failed[0] if failed else error from None
+
+
 def _check_kind(path: Path, remedy: str) -> None:
     """Raise InputError unless a file is of torch and, where it has checksums, undamaged."""
     with path.open("rb") as stream:
@@ -175,7 +254,7 @@ def _check_kind(path: Path, remedy: str) -> None:
     with zipfile.ZipFile(path) as archive:  # which is what torch writes, with a checksum for each part
         damaged = archive.testzip()
     if damaged is not None:
-        raise InputError(f"{path}: the checksum of {damaged} is wrong; {remedy}")
+        raise DamagedError(f"{path}: the checksum of {damaged} is wrong; {remedy}")
 
 
 def _trouble(error: Exception) -> str:

@@ -81,6 +81,8 @@ class TrainConfig:
     """Of every random choice: the same seed gives the same bits on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
+    deterministic: bool = False
+    """On CUDA: algorithms of torch that repeat their bits, where it has such; slower. A CPU always does."""
     threads: int | None = None
     """Processors the CPU rasterizer uses; default: all there are. Bits do not depend on it."""
     backend: Literal["auto", "reference"] = "auto"

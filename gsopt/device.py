@@ -1,6 +1,8 @@
 """Which device a run uses. The one place outside `render.cuda` that asks for CUDA."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -49,6 +51,32 @@ def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now; on a CPU it always counts from the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+@contextlib.contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """Inside, if asked for, torch uses algorithms that give the same bits each time, where it has such.
+
+    Where it has none it warns. All settings are as before afterwards, but for cuBLAS's: it reads
+    `CUBLAS_WORKSPACE_CONFIG` once, when CUDA starts, so that is set here only where nobody else has.
+    """
+    if not asked:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn = torch.backends.cudnn
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    cudnn_before = cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = cudnn_before
 
 
 def synchronize(device: torch.device) -> None:

@@ -6,6 +6,8 @@ on: losses every 10 steps as one event, norms every 50. docs/monitoring.md lists
 
 import contextlib
 import math
+import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gsopt import pictures
+from gsopt.errors import is_disk_full
 
 LOSSES_EVERY = 10  # steps between the events of losses, learning rates, counts
 NORMS_EVERY = 50  # steps between the events of norms: they read every parameter, gradient and moment
@@ -21,17 +24,40 @@ HISTOGRAM_BINS = 64  # equal ones; those that the writer has by default take ten
 PSNR_MEMORY = 0.9  # weight of the past in the running PSNR, one training view every LOSSES_EVERY steps
 
 
+def wait_for_a_later_name(folder: Path) -> None:
+    """Until a new event file has a later name than those in `folder`: a second at most.
+
+    TensorBoard reads the files of a folder by name, in which the time is in whole seconds, then the number of
+    the process. What an earlier session wrote must come first, or this session's steps look undone. Where the
+    clock has been set back it would be a long wait: then a warning.
+    """
+    files = folder.glob("events.out.tfevents.*")
+    newest = max((int(file.name.split(".")[3]) for file in files), default=0)
+    while newest == int(time.time()):
+        time.sleep(0.02)
+    if newest > time.time():
+        warnings.warn(
+            f"{folder}: the clock was {newest - time.time():,.0f} seconds ahead when its events were "
+            "written; TensorBoard may show steps twice",
+            stacklevel=3,
+        )
+
+
 class Monitor:
     """TensorBoard events of one run. Without a folder it takes everything and writes nothing."""
 
     def __init__(self, folder: Path | None, first_step: int = 0) -> None:
-        """Events of `first_step` and later that an interrupted run left in `folder` are disregarded."""
+        """Events of `first_step` and later that an interrupted run left in `folder` are disregarded.
+
+        Where events cannot be written any more, because the disk is full, a warning says so, once.
+        """
         self.writer = None
         self.pictured: set[str] = set()  # tags whose photo has been written
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+            wait_for_a_later_name(folder)
+            self.writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One event with all these values: a tenth of the cost of one event each."""
@@ -40,7 +66,8 @@ class Monitor:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         entries = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
-        self.writer.file_writer.add_summary(Summary(value=entries), step)
+        with self._writing():
+            self.writer.file_writer.add_summary(Summary(value=entries), step)
 
     def losses(self, terms: Mapping[str, float], milliseconds: float, gaussians: int, step: int) -> None:
         """Loss terms of one step by name ("l1", "ssim", "total", ...), and how long a step takes."""
@@ -113,36 +140,59 @@ class Monitor:
             self._image(f"{tag}/ground_truth", photo, step)
 
     def _image(self, tag: str, image: Tensor, step: int) -> None:
+        if self.writer is None:  # the last event has shown the disk to be full
+            return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         height, width, _ = image.shape
         encoded = pictures.png(image)
         value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=value)]), step)
+        with self._writing():
+            self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=value)]), step)
 
     def histograms(self, opacities: Tensor, scales: Tensor, step: int) -> None:
         """How opaque, 0..1, and how large, log10 of world units, the Gaussians are that have a size."""
         if self.writer is None or not len(opacities):
             return
-        self.writer.add_histogram("scene/opacity_histogram", opacities, step, bins=HISTOGRAM_BINS)
         sizes = scales.amax(dim=-1).log10()
-        if (shown := sizes.isfinite()).any():
-            self.writer.add_histogram("scene/scale_histogram", sizes[shown], step, bins=HISTOGRAM_BINS)
+        shown = sizes[sizes.isfinite()]
+        with self._writing():
+            self.writer.add_histogram("scene/opacity_histogram", opacities, step, bins=HISTOGRAM_BINS)
+            if len(shown):
+                self.writer.add_histogram("scene/scale_histogram", shown, step, bins=HISTOGRAM_BINS)
 
     def text(self, tag: str, content: str) -> None:
         """A text shown once, such as the configuration."""
         if self.writer is not None:
-            self.writer.add_text(tag, content)
+            with self._writing():
+                self.writer.add_text(tag, content)
 
     def flush(self) -> None:
         """Everything so far is on disk when this returns."""
         if self.writer is not None:
-            self.writer.flush()
+            with self._writing():
+                self.writer.flush()
 
     def close(self) -> None:
         """Flush and end."""
         if self.writer is not None:
-            self.writer.close()
+            with self._writing():
+                self.writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk ends the events of this session, not the run."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            if not is_disk_full(error):
+                raise
+            warnings.warn(
+                f"TensorBoard's events end here ({error.strerror or error}); training goes on, and so do the "
+                "events once the run is resumed",
+                stacklevel=4,
+            )
 
 
 LOSS_TAGS = {"l1": "l1_loss", "total": "total_loss"}  # ours -> the original's

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from torch import Tensor
 from gsopt import checkpoint
 from gsopt.cameras import camera_to_json
 from gsopt.device import peak_memory
-from gsopt.errors import InputError
+from gsopt.errors import InputError, is_disk_full
 from gsopt.evaluation import Metrics
 from gsopt.guards import NonFinite, diverged, is_out_of_memory
 from gsopt.metrics import psnr
@@ -51,18 +52,20 @@ class Recorder:
     def begin(self) -> None:
         """The run's folder and its first files."""
         trainer = self.trainer
+        settings = dataclasses.replace(trainer.config, resume=None, output=trainer.run.path).to_json()
         if trainer.config.resume:
             trainer.run.make()
             self._recall()
+            self._unfinish()
+            write_json(trainer.run.config, settings)
         else:
-            trainer.run = trainer.run.claim()
-        config = dataclasses.replace(trainer.config, resume=None, output=trainer.run.path)
-        write_json(trainer.run.config, config.to_json())
+            trainer.run = trainer.run.claim(settings)
         cameras = [view.camera for view in (*trainer.scene.train, *trainer.scene.test)]
         write_json(trainer.run.cameras, [camera_to_json(camera, i) for i, camera in enumerate(cameras)])
-        trainer.monitor = Monitor(trainer.run.path, first_step=trainer.step + 1)
-        if (locked := trainer.model.locked) is not None:
-            trainer.monitor.scalars({"gaussians/locked": int(locked.sum())}, trainer.step)
+        first = trainer.step + 1 if trainer.step else 0  # of the events that are written from now on
+        trainer.monitor = Monitor(trainer.run.path, first_step=first)
+        if trainer.newly_locked:
+            trainer.monitor.scalars({"gaussians/locked": int(trainer.model.locked.sum())}, first)
         if trainer.step == 0:
             trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
 
@@ -82,23 +85,36 @@ class Recorder:
             self._report(result, progress)
         if step == config.iterations:
             return  # `finish` does the rest
-        if step % config.checkpoint_every == 0:
-            self._require_finite()
-            self._save_checkpoint()
+        # The checkpoint comes last: a run that goes on from it has done all else that is due by then.
         if step in config.save_iterations:
             self._require_finite()
-            self._save_ply()
+            with self._going_on(f"the model of iteration {step}"):
+                self._save_ply()
         if step in config.test_iterations:
             self._require_finite()
             mean = self._remember(trainer.evaluate())
             progress.say(f"iteration {step:,}: PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
+        if step % config.checkpoint_every == 0:
+            self._require_finite()
+            with self._going_on(f"the checkpoint of iteration {step}"):
+                self._save_checkpoint()
 
     def finish(self) -> Metrics:
-        """Save the end of the run, measure it, and write metrics.json and a picture."""
+        """Save the end of the run, measure it, and write metrics.json and a picture.
+
+        Where an earlier session was killed after its last test, that test is in TensorBoard already.
+        """
         trainer = self.trainer
-        self.save()
+        self._require_finite()
+        with self._needed():
+            self._save_ply()
+        if self.history and self.history[-1]["iteration"] == trainer.step:
+            trainer.monitor.close()
+            trainer.monitor = Monitor(None)
         metrics = trainer.evaluate(sheet=trainer.run.picture)
         self._remember(metrics)
+        with self._needed():
+            self._save_checkpoint()
         metrics |= {
             "iterations": trainer.step,
             "gaussians": trainer.model.num_gaussians,
@@ -111,10 +127,11 @@ class Recorder:
         return metrics
 
     def save(self) -> None:
-        """A PLY and a checkpoint of now. Raises InputError where the model has diverged."""
+        """A checkpoint and a PLY of now. Raises InputError: the model has diverged, the disk is full."""
         self._require_finite()
-        self._save_ply()
-        self._save_checkpoint()
+        with self._needed():
+            self._save_checkpoint()
+            self._save_ply()
 
     def skip_or_stop(self, trouble: NonFinite, progress: Progress) -> None:
         """Leave out the step that `trouble` is about, or end the run, as `--on-nan` says.
@@ -174,21 +191,48 @@ class Recorder:
         if file.is_file():
             self.history = [entry for entry in read_json(file) if entry["iteration"] <= self.trainer.step]
 
+    def _unfinish(self) -> None:
+        """A finished run that goes on for longer: what it was then gets the name of an older model's metrics.
+
+        If it stayed, a run that is killed after its last checkpoint would pass for finished.
+        """
+        file = self.trainer.run.metrics
+        if self.trainer.step < self.trainer.config.iterations and file.is_file():
+            file.replace(file.with_name(f"metrics_{read_json(file)['iterations']}.json"))
+
     def _remember(self, metrics: Metrics) -> Metrics:
-        """Put a test of now into the history; the means that it is about."""
+        """Put a test of now into the history, once; the means that it is about."""
         trainer = self.trainer
         mean = metrics["test" if trainer.scene.test else "train"]
-        self.history.append(
-            {
-                "iteration": trainer.step,
-                "seconds": trainer.clock.read()["train"],
-                "psnr": mean["psnr"],
-                "ssim": mean["ssim"],
-                "gaussians": trainer.model.num_gaussians,
-            }
-        )
-        write_json(trainer.run.history, self.history)
+        entry = {
+            "iteration": trainer.step,
+            "seconds": trainer.clock.read()["train"],
+            "psnr": mean["psnr"],
+            "ssim": mean["ssim"],
+            "gaussians": trainer.model.num_gaussians,
+        }
+        self.history = [*(old for old in self.history if old["iteration"] != trainer.step), entry]
+        with self._going_on("history.json"):
+            write_json(trainer.run.history, self.history)
         return mean
+
+    @contextlib.contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """A full disk costs this file, not the run. What was there before still is.
+
+        Another failure of the disk, such as one that is read-only now, is for `rescue`.
+        """
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            newest = checkpoint.latest(self.trainer.run.checkpoints)
+            warnings.warn(
+                f"{what} is not written ({error.strerror or error}); training goes on, make room for the "
+                f"next. Newest checkpoint: {newest or 'none'}",
+                stacklevel=2,
+            )
 
     def _require_finite(self) -> None:
         """Nothing good is overwritten by a model that has diverged: the run ends here."""
@@ -215,6 +259,20 @@ class Recorder:
         trainer.monitor.groups(trainer.optimizer, trainer.step)
         progress.show(terms["total"], psnr(result.image, photo).item(), trainer.model.num_gaussians)
 
+    @contextlib.contextmanager
+    def _needed(self) -> Iterator[None]:
+        """A full disk is an error where nothing comes after: InputError, with what there is to go on from."""
+        trainer = self.trainer
+        try:
+            yield
+        except OSError as error:
+            newest = checkpoint.latest(trainer.run.checkpoints)
+            raise InputError(
+                f"{trainer.run.path}: iteration {trainer.step} cannot be saved "
+                f"({error.strerror or error}); make room and go on with --resume {trainer.run.path}. "
+                f"Newest checkpoint: {newest or 'none'}"
+            ) from error
+
     def _save_ply(self) -> None:
         """The model, and beside it what else its pictures depend on."""
         trainer = self.trainer
@@ -236,7 +294,9 @@ class Recorder:
                 )
 
     def _save_checkpoint(self) -> None:
+        """After all events so far: those that a killed run had not written yet would be in no session."""
         trainer = self.trainer
+        trainer.monitor.flush()
         with trainer.clock("save"):
             path = checkpoint.path_of(trainer.run.checkpoints, trainer.step)
             checkpoint.save(path, trainer.state_dict())

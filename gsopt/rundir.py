@@ -17,13 +17,17 @@ renders/KIND/VIEW.png                            what `gsopt evaluate` and `gsop
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gsopt.errors import InputError
+
+CLAIMING = ".claim"  # ends the name of a run's config.json until it is complete
 
 
 class RunFolder:
@@ -53,15 +57,15 @@ class RunFolder:
             names = itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(2)))
             folders = (Path("output") / name for name in names)
             return cls(next(folder for folder in folders if not folder.exists()), folders)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or _in_use(path)):
             raise cls(path)._taken()
         return cls(path)
 
-    def claim(self) -> "RunFolder":
+    def claim(self, settings: Mapping[str, Any] | None = None) -> "RunFolder":
         """Make the folder of a new run and return it; of several runs that try at once, one gets it.
 
-        Who creates config.json owns the folder. A run under a default name that comes too late gets the
-        next free one, NAME_2 and so on.
+        Who creates config.json, with `settings` and "output" in it, owns the folder. A run under a default
+        name that comes too late gets the next free one, NAME_2 and so on.
 
         Raises InputError where the folder cannot be made, or has something in it by now.
         """
@@ -69,8 +73,8 @@ class RunFolder:
             run = RunFolder(path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                if not any(path.iterdir()):
-                    run.config.touch(exist_ok=False)  # fails if it is there, in one step
+                if not _in_use(path):
+                    _create_json(run.config, {**(settings or {}), "output": str(path)})
                     return run
             except FileExistsError:
                 continue
@@ -145,8 +149,43 @@ def write_json(path: Path, value: Any) -> None:
     """One JSON file, whole or not at all: written beside its place, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        _write_synced(temporary, value)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_json(path: Path, value: Any) -> None:
+    """A JSON file that was not there, whole or not at all. Raises FileExistsError where it is there.
+
+    Renaming would replace a file, so its whole content is linked to its name instead: a run that is killed
+    here leaves nothing that looks like a run, and of two that try at once one succeeds.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{CLAIMING}")
+    try:
+        _write_synced(temporary, value)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: a kill between these two lines leaves it empty
+            path.touch(exist_ok=False)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether there is anything in a folder but what a run left that was killed while it claimed it."""
+    return any(not path.name.endswith(CLAIMING) for path in folder.iterdir())
 
 
 def read_json(path: Path) -> Any:

@@ -14,6 +14,7 @@ in `config`.
 """
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
-from gsopt.device import cpu_count, pick_device
+from gsopt.device import cpu_count, deterministic, pick_device
 from gsopt.direct import DirectView
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene
@@ -48,6 +49,7 @@ from gsopt.rundir import read_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
 from gsopt.strategy import Strategy
+from gsopt.versions import other_versions, versions
 from gsopt.warm_start import for_start, load_moments
 
 SAVED = (  # in every checkpoint
@@ -208,7 +210,13 @@ class Trainer:
         recorder = Recorder(self)
         recorder.begin()
         progress = Progress(self.step, self.config.iterations, self.config.quiet)
-        with StopSignals() as stop, torch_threads(1), self.clock("train"), recorder.rescue():
+        with (
+            StopSignals() as stop,
+            torch_threads(1),
+            deterministic(self.config.deterministic),
+            self.clock("train"),
+            recorder.rescue(),
+        ):
             try:
                 while self.step < self.config.iterations:
                     try:
@@ -271,7 +279,7 @@ class Trainer:
         Recorder(self).save()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as a checkpoint holds it: `SAVED` and "joint"."""
+        """All that the rest of the run depends on, as a checkpoint holds it: `SAVED` and what is newer."""
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -286,6 +294,7 @@ class Trainer:
             "seconds": dict(self.clock.seconds),
             "extent": self.scene.extent,  # for other programs, see `gsopt.formats`
             "config": self.config.to_json(),
+            "versions": versions(),
         }
 
     # -------------------------------------------------------------------------------- what a step stands on
@@ -316,11 +325,13 @@ class Trainer:
         """
         config, old = self.config, saved["config"] if saved else {}
         before = tuple(old.get("lock", ()))
+        self.newly_locked = False  # in this session
         if not before or (config.lock, config.lock_attributes) != (before, tuple(old["lock_attributes"])):
             if before:
                 unlock(self.model)
             if config.lock:
                 lock(self.model, config.lock, config.lock_attributes)
+                self.newly_locked = True
         still = {attribute_name(text) for text in (*config.freeze, *config.exclude) if "@" not in text}
         if still.union(still_groups(config), ATTRIBUTES).issuperset(present_groups(config)):
             check_something_moves(self.model, still=still.intersection(ATTRIBUTES))
@@ -342,10 +353,10 @@ class Trainer:
         if not config.resume:
             return None
         config.check_resume(TrainConfig.of_run(self.run.path))
-        path = checkpoint.latest(self.run.checkpoints)
-        if path is None:
+        found = checkpoint.load_latest(self.run.checkpoints)
+        if found is None:
             return None
-        state = checkpoint.load(path)
+        path, state = found
         if missing := sorted(set(SAVED) - set(state)):
             raise InputError(f"{path}: no {', '.join(missing)} in it; delete it, and --resume starts earlier")
         if state["step"] > config.iterations:
@@ -373,6 +384,8 @@ class Trainer:
         self.order.load_state_dict(state["order"])
         self.generator.set_state(state["generator"])
         self.clock.seconds = dict(state["seconds"])
+        if changed := other_versions(state.get("versions", {})):
+            warnings.warn(f"{changed}; the bits may differ from those of an undisturbed run", stacklevel=4)
 
     def _check_views(self) -> None:
         """The scene may have moved since the run began, but it must be the same photos."""

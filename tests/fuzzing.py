@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fuzzing_splats
+
 HEADROOM = 1 << 30  # bytes
 SECONDS = 10  # of the processor, for one file of a few kilobytes
 EXTREME = (b"\0", b"\xff", b"\x7f", b"\x80", b"\x01")
@@ -166,6 +168,7 @@ CASES = {
     "transforms.json": Case(transforms, read_transforms),
     "checkpoint": Case(a_checkpoint, read_checkpoint),
     "config.json": Case(run_config, read_config),
+    **{name: Case(*kind) for name, kind in fuzzing_splats.KINDS.items()},
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,25 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1}
     assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_file_gets_its_name_once_it_is_on_the_disk(tmp_path, monkeypatch):
+    """Its content is flushed, then it is renamed, then the folder is flushed: also a power cut leaves one."""
+    done = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flushed(descriptor):
+        done.append("file" if stat.S_ISREG(os.fstat(descriptor).st_mode) else "folder")
+        fsync(descriptor)
+
+    def renamed(path, target):
+        done.append(f"{path.name} -> {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    checkpoint.save(tmp_path / "a.pt", {"step": 1})
+    assert done == ["file", "a.pt.tmp -> a.pt", "folder"]
 
 
 class Evil:

@@ -314,6 +314,16 @@ def test_what_cannot_be_read_is_one_line_naming_the_file(tmp_path, name, content
     assert "\n" not in str(caught.value)
 
 
+def test_bounds_of_a_compressed_ply_that_are_too_large_are_refused(tmp_path):
+    path = tmp_path / "a.compressed.ply"
+    write(path, random_splat())
+    content = path.read_bytes()
+    at = content.index(b"end_header\n") + len(b"end_header\n") + 4 * 15  # max_r of the first chunk
+    path.write_bytes(content[:at] + struct.pack("<3f", 3e38, 3e38, 3e38) + content[at + 12 :])
+    with pytest.raises(InputError, match=r"a\.compressed\.ply: not all numbers are finite"):
+        read(path)
+
+
 @pytest.mark.parametrize("name", ["a.ply", "a.splat", "a.spz", "a.pth", "ckpt_1_rank0.pt", "a.ckpt"])
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(InputError, match=rf"{name}: no such file"):

@@ -93,9 +93,19 @@ def test_features_may_have_the_order_of_a_ply(tmp_path):
     assert_same(splat.moments["feature_rest"], expected_moments("feature_rest"))
 
 
-def test_moments_that_do_not_fit_are_left_out_and_named(tmp_path):
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("exp_avg", torch.zeros(3, 1, 3)),
+        ("step", "700"),
+        ("exp_avg_sq", None),
+        ("exp_avg", torch.zeros(7, 1, 3, dtype=torch.complex64)),
+    ],
+    ids=["another number of rows", "a text", "nothing", "complex"],
+)
+def test_moments_that_do_not_fit_are_left_out_and_named(tmp_path, entry, value):
     captured, step = original_checkpoint(TENSORS)
-    captured[10]["state"][1]["exp_avg"] = torch.zeros(3, 1, 3)  # f_dc, of another number of rows
+    captured[10]["state"][1][entry] = value  # of f_dc
     splat = read(saved(tmp_path / "a.pth", (captured, step)))
     assert set(splat.moments) == set(SHAPES) - {"feature_dc"}
     assert splat.notes == ["moments of f_dc do not fit it: it starts with fresh ones"]

@@ -26,6 +26,7 @@ HOUSE = {
     "text": set(),
     "monitor": {"pictures"},
     "device": set(),
+    "versions": set(),
     "native": set(),
     "losses": {"native"},
     "metrics": {"losses"},

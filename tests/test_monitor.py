@@ -1,6 +1,8 @@
 """What TensorBoard's own reader finds in a run's events."""
 
 import io
+import os
+import time
 
 import pytest
 import scenes
@@ -249,3 +251,19 @@ def test_without_a_folder_nothing_is_written(optimizer):
         optimizer.step()
     monitor.flush()
     monitor.close()
+
+
+def test_events_of_a_session_come_after_those_of_the_one_before(tmp_path, monkeypatch):
+    """Also within one second, where the names of their files differ in the numbers of processes only."""
+    for step in (1, 2, 3):
+        monkeypatch.setattr(os, "getpid", lambda step=step: 500 - step)
+        monitor = Monitor(tmp_path, first_step=step)
+        monitor.scalars({"a": step}, step)
+        monitor.close()
+    assert series(tmp_path, "a") == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_clock_that_was_set_back_is_told(tmp_path):
+    (tmp_path / f"events.out.tfevents.{int(time.time()) + 1000}.host.1.0").touch()
+    with pytest.warns(UserWarning, match="the clock was .* seconds ahead.*may show steps twice"):
+        Monitor(tmp_path).close()

@@ -70,6 +70,15 @@ def test_adagrad_keeps_its_state_where_the_file_has_none():
     train(optimizer, 1)
 
 
+def test_entries_of_a_damaged_file_may_have_any_names():
+    optimizer = torch.optim.Adam(tensors().items())
+    saved = optimizer.state_dict() | {"state": {0: {("step", 1): 2.0, 7: torch.zeros(1)}}}
+    report = load_optimizer_state(optimizer, saved, strict=False)
+    assert report.state_mismatch == {
+        next(iter(SHAPES)): "needs step, exp_avg, exp_avg_sq, found ('step', 1), 7 in the file"
+    }
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_optimizers_of_ours_and_of_torch_take_each_other_s_state(name):
     ours = build_optimizer(name, [{"params": list(tensors().items())}], native=True, lr=0.1)

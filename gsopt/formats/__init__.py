@@ -49,10 +49,7 @@ def read(path: Path) -> Splat:
     if suffix == ".splat":
         return Splat(_tensors(read_splat_file(path)), ".splat")
     if suffix == ".spz":
-        splat = Splat(_tensors(read_spz(path)), ".spz")
-        if not all(torch.isfinite(value).all() for value in splat.tensors.values()):
-            raise InputError(f"{path}: not all numbers are finite; write or download it again")
-        return splat
+        return _finite(path, Splat(_tensors(read_spz(path)), ".spz"))
     if suffix in _TORCH:
         return gsplat_trainer.joined([_read_checkpoint(part) for part in files_of(path)])
     raise InputError(f"{path}: no format has this ending; expected one of {', '.join(INPUTS)}")
@@ -105,11 +102,18 @@ def check_output(path: Path) -> None:
 def _read_ply(path: Path) -> Splat:
     elements = read_elements(path)
     if compressed_ply.is_compressed(elements):
-        return Splat(_tensors(compressed_ply.from_elements(path, elements)), "compressed PLY")
+        return _finite(path, Splat(_tensors(compressed_ply.from_elements(path, elements)), "compressed PLY"))
     arrays = splat_of_vertices(path, elements["vertex"])
     if len(arrays["xyz"]) == 0:
         raise InputError(f"{path}: expected at least one Gaussian, found none; give a file that has some")
     return Splat(_tensors(arrays), "PLY")
+
+
+def _finite(path: Path, splat: Splat) -> Splat:
+    """A splat whose file is damaged if unpacking it gives anything but numbers."""
+    if not all(torch.isfinite(value).all() for value in splat.tensors.values()):
+        raise InputError(f"{path}: not all numbers are finite; write or download it again")
+    return splat
 
 
 def _read_checkpoint(path: Path) -> Splat:

@@ -37,7 +37,7 @@ def is_compressed(elements: dict[str, np.ndarray]) -> bool:
 
 
 def from_elements(path: Path, elements: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Raw parameters, float32.
+    """Raw parameters, float32; infinite where the bounds of a chunk are beyond it.
 
     Raises:
         InputError: an element or property missing, of another type, or numbers of rows that do not agree.
@@ -64,7 +64,8 @@ def from_elements(path: Path, elements: dict[str, np.ndarray]) -> dict[str, np.n
         "rotation": unit(join_largest(place.astype(np.int64), (three - 0.5) * np.sqrt(2))),
         "opacity": opacity_of_byte((packed[3] & 255)[:, None]),
     }
-    return {name: value.astype(np.float32) for name, value in splat.items()}
+    with np.errstate(over="ignore"):  # of a damaged file: infinite then
+        return {name: value.astype(np.float32) for name, value in splat.items()}
 
 
 def to_elements(splat: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:

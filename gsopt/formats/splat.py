@@ -1,6 +1,7 @@
 """What every file of Gaussians holds, whichever program wrote it."""
 
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -148,21 +149,29 @@ def taken_moments(
     """
     moments: Moments = {}
     for attribute, entries in found.items():
-        laid = {}
-        for key, value in entries.items():
-            if isinstance(value, Tensor) and value.dim() > 0:
-                value = laid_out(attribute, value.detach(), splat.count)
-                if value is None or value.shape != splat.tensors[attribute].shape:
-                    laid = {}
-                    break
+        laid = {key: _entry(splat, attribute, value) for key, value in entries.items()}
+        if any(value is None for value in laid.values()):
+            splat.notes.append(f"moments of {names[attribute]} do not fit it: it starts with fresh ones")
+            continue
+        for key, value in laid.items():
+            if isinstance(value, Tensor) and value.dim():
                 require_finite(path, f"{names[attribute]}.{key}", value)
-                value = value.float().contiguous()
-            laid[key] = value
         if laid:
             moments[attribute] = laid
-        elif entries:
-            splat.notes.append(f"moments of {names[attribute]} do not fit it: it starts with fresh ones")
     return moments
+
+
+def _entry(splat: Splat, attribute: str, value: Any) -> Any:
+    """An entry of the state of a parameter in the layout of that; None where it is none, or does not fit."""
+    if not isinstance(value, Tensor):
+        return value if isinstance(value, Real) else None
+    if value.is_complex() or value.is_quantized:
+        return None
+    if value.dim() == 0:
+        return value
+    value = laid_out(attribute, value.detach(), splat.count)
+    fits = value is not None and value.shape == splat.tensors[attribute].shape
+    return value.float().contiguous() if fits else None
 
 
 def moments_of(optimizer: Any, path: Path, names: dict[str, str]) -> dict[str, dict[str, Any]]:

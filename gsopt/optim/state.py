@@ -261,7 +261,7 @@ def _fits(
     lacking = [key for key in expected if key not in found]
     if lacking:
         report.state_mismatch[name] = (
-            f"needs {', '.join(lacking)}, found {', '.join(found) or 'none'} in the file"
+            f"needs {', '.join(lacking)}, found {', '.join(map(str, found)) or 'none'} in the file"
         )
         return False
     for key, shape in expected.items():
@@ -274,7 +274,7 @@ def _fits(
         if shape is not None and isinstance(value, Tensor) and tuple(value.shape) != shape:
             report.shape_mismatch[name] = f"{key} {list(value.shape)} in the file, expected {list(shape)}"
             return False
-    unused = [key for key in found if key not in expected]
+    unused = [str(key) for key in found if key not in expected]
     if unused:
         report.unused[name] = unused
     return True

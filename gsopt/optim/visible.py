@@ -144,6 +144,7 @@ class VisibleAdam(Optimizer):
         """After unpickling and `load_state_dict`, also of Adam's; torch leaves steps on the saved device."""
         self._visible = {}
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # which torch adds: groups would differ after a resume
         for group in self.param_groups:
             for option, value in self.defaults.items():  # what Adam's groups lack
                 group.setdefault(option, value)

@@ -1,9 +1,8 @@
 """The results for the HParams tab of TensorBoard: what was chosen in each run, and what came of it."""
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from gsopt.monitor import wait_for_a_later_name
 from gsopt.sweep.results import DONE, Result
 from gsopt.sweep.table import MEASURES
 
@@ -27,18 +26,6 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _wait_for_a_later_name(folder: Path) -> None:
-    """Until a new event file has a later name than those of the run.
-
-    TensorBoard reads the files of a folder by name, in which the time is in whole seconds. A file of the last
-    step that came before one of the first would look like a restart, and be forgotten.
-    """
-    seconds = (int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*"))
-    newest = max(seconds, default=0)
-    while int(time.time()) <= newest:
-        time.sleep(0.05)
-
-
 def write_hparams(results: Sequence[Result]) -> None:
     """Write an event file beside those of each finished run; files of an earlier call are replaced.
 
@@ -58,7 +45,7 @@ def write_hparams(results: Sequence[Result]) -> None:
         metrics = {f"hparam/{name}": result.values[name] for name in MEASURES}
         metrics = {tag: value for tag, value in metrics.items() if value is not None}
         here = {axis: values[index] for axis, values in chosen.items()}
-        _wait_for_a_later_name(folder)
+        wait_for_a_later_name(folder)
         with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
             for summary in hparams(here, metrics, hparam_domain_discrete=domains):
                 writer.file_writer.add_summary(summary)
