@@ -145,8 +145,9 @@ def _fits(parameter: nn.Parameter) -> bool:
 
 
 def _place(parameter: nn.Parameter) -> tuple:
-    """All that a plan depends on."""
+    """All that a plan depends on. The plan keeps the parameter alive, so no other has its id."""
     return (
+        id(parameter),
         parameter.data_ptr(),
         parameter.shape,
         parameter.stride(),

@@ -174,7 +174,11 @@ def fewer_rows(model, camera):
         setattr(model, name, torch.nn.Parameter(model.get_parameter(name).detach()[:300].clone()))
 
 
-def thawed(model, camera):
+def another_parameter_in_the_same_memory(model, camera):
+    model.xyz = torch.nn.Parameter(model.xyz.data)
+
+
+def frozen(model, camera):
     model.rotation.requires_grad_(False)
 
 
@@ -183,7 +187,9 @@ def in_place(model, camera):
         model.scaling += 0.1
 
 
-@pytest.mark.parametrize("change", [moved_camera, fewer_rows, thawed, in_place])
+@pytest.mark.parametrize(
+    "change", [moved_camera, fewer_rows, another_parameter_in_the_same_memory, frozen, in_place]
+)
 def test_changes_between_views_are_seen(ball, model, change):
     _, (camera, *_), (photo, *_) = ball
     camera = replace(camera, viewmat=camera.viewmat.clone())
