@@ -19,6 +19,8 @@ import torch
 
 import gsopt
 from gsopt import native
+from gsopt.cameras import Camera
+from gsopt.direct import DirectView
 from gsopt.losses import photometric
 
 torch.set_num_threads(1)
@@ -75,10 +77,32 @@ def render(n, width, height, degree, channels, mode):
         optimizer.step()
 
 
+def view(n, width, height):
+    model = gsopt.GaussianModel(n, 3)
+    with torch.no_grad():
+        model.xyz.copy_(3 * rand(n, 3) - 1.5)
+        model.rotation.copy_(rand(n, 4) - 0.5)
+        model.scaling.copy_(5 * rand(n, 3) - 4.5)
+        model.opacity.copy_(4 * rand(n, 1) - 2)
+    viewmat, size = torch.eye(4), float(max(width, height))
+    viewmat[2, 3] = 2.0
+    K = torch.tensor([[size, 0, width / 2], [0, size, height / 2], [0, 0, 1]])
+    photo = (rand(height, width, 3) * 255).to(torch.uint8)
+    for options in ({}, {"absgrad": True, "rasterize_mode": "antialiased"}):
+        direct = DirectView(model, **options)
+        for frozen in ((), ("xyz", "scaling", "rotation"), ("feature_rest", "opacity")):
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in frozen)
+            camera = Camera("a", width, height, K, viewmat)
+            done = direct.backward(camera, rand(3), photo, 0.2, sh_degree=3, grad2d=True)
+            assert done.image.isfinite().all()
+
+
 for n in (0, 1, 37, 1500):
     for width, height in ((1, 1), (17, 33), (70, 50)):
         for degree, channels, mode in ((None, 3, "classic"), (None, 7, "antialiased"), (3, 3, "antialiased")):
             render(n, width, height, degree, channels, mode)
+        view(n, width, height)
 print("done")
 """
 
