@@ -93,6 +93,7 @@ class Trainer:
             start = None if saved or model is not None else config.read_start()
             if start is not None:
                 self.config = config = for_start(config, start)
+            of_points = model is None and start is None and not saved
             if model is None:
                 model = GaussianModel() if saved else config.first_model(scene, start)
             self.scene, self.model = scene, model.to(self.device)
@@ -117,6 +118,8 @@ class Trainer:
             self._begin(start)
         self._lock(saved)
         self.strategy.check(self.model)
+        if of_points:
+            self.strategy.begin(self.model)
 
     # ------------------------------------------------------------------------------------------ the method
 
