@@ -45,6 +45,7 @@ HOUSE = {
     "optim": {"native"},
     "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
+    "pruning": {"cameras", "model", "render"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
@@ -70,6 +71,7 @@ HOUSE["commands"] = BELOW | {
         "bench",
         "sweep",
         "inspection",
+        "warm_start",
         "commands",
     ),
 }

@@ -1,4 +1,4 @@
-"""What strategies bring and what they cost: a scene trained with each, and the part of the time that they take.
+"""What strategies bring and what they cost: a scene trained with each, and the part of the time it takes.
 
 Each training runs in a process of its own, so that its peak of memory is its own:
 `python -m gsopt.bench.refinement FOLDER` reads settings as JSON from its input and prints one line of JSON.
@@ -50,7 +50,8 @@ class Results:
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
             found = read_json(path)
-            if not isinstance(found, dict) or (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+            kind = (found.get("format"), found.get("version")) if isinstance(found, dict) else None
+            if kind != (FORMAT, VERSION) or not isinstance(found.get("trainings"), list):
                 raise InputError(
                     f"--results {path}: expected results of gsopt bench --strategies, version {VERSION}, "
                     "found something else; give another file"
@@ -72,8 +73,8 @@ class Results:
 def train_all(trainings: Sequence[Training], results: Results) -> Iterator[dict[str, Any]]:
     """Train those that have no result yet, one after another; yields the row of each, new or not.
 
-    A row has "training", "seed", all "settings", "seconds" of training, those of each of `PARTS`, and the part
-    of the time that these take as "share"; "psnr" (dB) and "ssim" of the test views (None without any),
+    A row has "training", "seed", all "settings", "seconds" of training, those of each of `PARTS`, and the
+    part of the time that these take as "share"; "psnr" (dB) and "ssim" of the test views (None without any),
     "gaussians" at the end, "most" at any time, "counts" as pairs of step and number after each change, and
     "peak_memory_bytes".
 

@@ -25,6 +25,8 @@ ABOUT = (
     "--isas and --monitor are of the first of --sizes."
 )
 DEFAULT_SIZES = ("small", "medium")
+Trainings = tuple[list[refinement.Training], refinement.Results]  # those of --strategies
+Study = Callable[[], tuple[list[str], Any]]  # lines to print, what goes into the JSON file
 
 
 @dataclass
@@ -124,6 +126,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     sizes = [parse_size(name) for name in names]
     earlier = config.compare and report.read_report(config.compare)
     threads = max(config.threads or (cpu_count(),))
+    trainings = _trainings(config, threads)
     machine = describe_machine(device, threads)
     print("\n".join(tables.machine_lines(machine)), flush=True)
     found = report.document(machine, to_json(config))
@@ -133,7 +136,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         found["cases"].append(case.to_json())
     del probes  # the tables need the memory
     first = sizes[0] if sizes else parse_size(DEFAULT_SIZES[0])
-    for name, make in _asked(config, first, threads, device.type):
+    for name, make in _asked(config, first, threads, device.type, trainings):
         lines, found[name] = make()
         print("\n".join(lines), flush=True)
     if earlier:
@@ -169,10 +172,9 @@ def scene_settings(config: BenchConfig, device: str, threads: int) -> TrainConfi
     )
 
 
-Study = Callable[[], tuple[list[str], Any]]  # lines to print, what goes into the JSON file
-
-
-def _asked(config: BenchConfig, size: Size, threads: int, device: str) -> Iterator[tuple[str, Study]]:
+def _asked(
+    config: BenchConfig, size: Size, threads: int, device: str, trainings: Trainings
+) -> Iterator[tuple[str, Study]]:
     """The tables that flags ask for, by their name in the JSON file."""
     repeats = (config.rounds, config.steps)
     if config.threads and len(set(config.threads)) > 1:
@@ -187,7 +189,7 @@ def _asked(config: BenchConfig, size: Size, threads: int, device: str) -> Iterat
     if config.monitor:
         yield "monitor", lambda: _monitor(size, device, threads, config.rounds)
     if config.strategies:
-        yield "strategies", lambda: _strategies(config, threads)
+        yield "strategies", lambda: _strategies(*trainings)
     if config.time_to_quality:
         yield "time_to_quality", lambda: _quality(config, threads)
 
@@ -218,11 +220,19 @@ def _monitor(size: Size, device: str, threads: int, rounds: int) -> tuple[list[s
     return tables.monitor_lines(cost), asdict(cost) | {"share": cost.share}
 
 
-def _strategies(config: BenchConfig, threads: int) -> tuple[list[str], Any]:
+def _trainings(config: BenchConfig, threads: int) -> Trainings:
+    """The trainings of --strategies, and what there is of them already. Raises InputError."""
     texts = config.trainings or [f"strategy={name}" for name in (*STRATEGIES, "none")]
-    trainings = read_trainings(texts, config.seeds, scene_settings(config, config.device, threads))
+    base = scene_settings(config, config.device, threads)
+    trainings = read_trainings(texts, config.seeds, base) if config.strategies else []
+    return trainings, refinement.Results(config.results)
+
+
+def _strategies(
+    trainings: Sequence[refinement.Training], results: refinement.Results
+) -> tuple[list[str], Any]:
     rows = []
-    for row in refinement.train_all(trainings, refinement.Results(config.results)):
+    for row in refinement.train_all(trainings, results):
         print(tables.training_line(row), flush=True)
         rows.append(row)
     return tables.strategy_lines(rows), rows

@@ -19,7 +19,9 @@ from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 
 GROWTH = 1.05  # Kheradmand et al. 2024, section 4: most Gaussians after 100 of 30,000 steps, by those before
 MOST_SHARES = 51  # as in the authors' code: Gaussians that one is replaced by, at most
-NOISE_UP_TO = 0.1  # opacity; the gate is 7e-5 there: the more opaque would not move by 1/100 of its size in a run
+NOISE_UP_TO = (
+    0.1  # opacity; the gate is 7e-5 there: the more opaque would not move by 1/100 of its size in a run
+)
 LARGEST_OPACITY = 1 - torch.finfo(torch.float32).eps  # the logit of 1 is infinite
 WEIGHT_ONE = 2**32  # opacity 1 as a weight in draws: whole numbers add up to the same in any order
 
