@@ -5,7 +5,15 @@ import torch
 
 from gsopt.geometry import quat_scale_to_covar
 from gsopt.native import get_num_threads, set_num_threads
-from gsopt.strategy.noise import along_covariance, noise_gate, perturb, perturb_reference, turned
+from gsopt.strategy.noise import (
+    along_covariance,
+    noise_gate,
+    perturb,
+    perturb_reference,
+    rows_below,
+    rows_below_reference,
+    turned,
+)
 
 STRENGTH = 80.0
 
@@ -38,6 +46,18 @@ def test_the_kernel_does_what_its_twin_does(count, chosen):
     others = torch.ones(count, dtype=torch.bool)
     others[call[1]] = False
     assert torch.equal(call[0][others], before[others])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3_001])
+@pytest.mark.parametrize("some", [False, True])
+def test_rows_are_those_that_the_twin_finds(count, some):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(count, 1, generator=generator)
+    values[::7] = 0.25  # the limit itself is not below
+    allowed = torch.rand(count, generator=generator) < 0.5 if some else None
+    expected = rows_below_reference(values, 0.25, allowed)
+    assert torch.equal(rows_below(values, 0.25, allowed), expected)
+    assert torch.equal(rows_below(values.repeat(1, 2)[:, :1], 0.25, allowed), expected)  # not contiguous
 
 
 @pytest.mark.parametrize("logit", [-200.0, -20.0, 20.0, 200.0])

@@ -14,7 +14,7 @@ from gsopt import surgery
 from gsopt.errors import InputError
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.strategy.growth import Rows, check_limit, check_positive, check_resolved, default_limit
-from gsopt.strategy.noise import perturb, turned
+from gsopt.strategy.noise import perturb, rows_below, turned
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 
 GROWTH = 1.05  # Kheradmand et al. 2024, section 4: most Gaussians after 100 of 30,000 steps, by those before
@@ -214,10 +214,7 @@ class MCMCStrategy(Strategy):
         rate = _learning_rate(optimizer, model.xyz)
         if not (rate and self.noise_lr and model.xyz.requires_grad):
             return
-        moving = model.opacity.detach().squeeze(-1) < _logit(NOISE_UP_TO)
-        if (allowed := movable(model)) is not None:
-            moving &= allowed
-        rows = torch.nonzero(moving).flatten()
+        rows = rows_below(model.opacity.detach(), _logit(NOISE_UP_TO), movable(model))
         draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz)
         shape = (getattr(model, name).detach() for name in ("opacity", "rotation", "scaling"))
         perturb(model.xyz.detach(), rows, draws, *shape, rate * self.noise_lr / self.scene_scale**2)

@@ -14,6 +14,24 @@ def noise_gate(opacities: Tensor) -> Tensor:
     return torch.sigmoid(-NOISE_STEEPNESS * (opacities - NOISE_OPACITY))
 
 
+def rows_below(values: Tensor, limit: float, allowed: Tensor | None = None) -> Tensor:
+    """Which rows of `values` [N, 1] are below `limit`, of those `allowed` (bool [N]; None is all). int64 [M]
+
+    On the CPU one pass of the native kernel; :func:`rows_below_reference` is its slow twin.
+    """
+    if not (values.is_cpu and values.is_contiguous() and values.dtype == torch.float32):
+        return rows_below_reference(values, limit, allowed)
+    rows = torch.empty(len(values), dtype=torch.int64, device="cpu")
+    inputs = (pointer(values), limit, pointer(allowed), pointer(rows))
+    return rows[: library().gsopt_rows_below(len(values), *inputs)]
+
+
+def rows_below_reference(values: Tensor, limit: float, allowed: Tensor | None = None) -> Tensor:
+    """:func:`rows_below` in plain PyTorch, for any floating dtype and device."""
+    mask = values.squeeze(-1) < limit
+    return torch.nonzero(mask if allowed is None else mask & allowed).flatten()
+
+
 def perturb(
     xyz: Tensor,
     rows: Tensor,

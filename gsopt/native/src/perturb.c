@@ -63,6 +63,15 @@ static void perturb_chunk(void *context, int64_t chunk, int thread) {
     for (int64_t k = chunk * CHUNK; k < end; k += LANES) perturb_lanes(job, k, (int)min_i64(LANES, end - k));
 }
 
+int64_t gsopt_rows_below(int64_t n, const float *values, float limit, const uint8_t *allowed, int64_t *rows) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) { /* without a branch: half of them would be guessed wrong */
+        rows[count] = i;
+        count += (values[i] < limit) & (!allowed || allowed[i]);
+    }
+    return count;
+}
+
 int gsopt_perturb(int64_t count, const int64_t *rows, const float *draws, const float *opacity, const float *rotation,
                   const float *scaling, float strength, float steepness, float middle, float *xyz) {
     perturb_job job = {count, rows, draws, opacity, rotation, scaling, strength, steepness, middle, xyz};
