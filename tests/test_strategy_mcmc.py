@@ -32,7 +32,7 @@ def rows_of(opacities: list[float]) -> GaussianModel:
 
 def refine(model, optimizer=None, seed=0, **options) -> Refinement:
     strategy = MCMCStrategy(**STILL | options)
-    return strategy.refine(model, optimizer, 1, torch.Generator().manual_seed(seed))
+    return strategy.refine(model, optimizer, mcmc.NOISE_EVERY, torch.Generator().manual_seed(seed))
 
 
 # ---------------------------------------- the formulas
@@ -78,16 +78,21 @@ def test_more_shares_than_the_table_has_count_as_51_and_full_opacity_is_finite()
 
 
 def test_noise_is_that_of_equation_8():
-    """xyz += rate * noise_lr * gate(opacity) * covariance @ draw, in float64; scales in scene extents."""
+    """xyz += rate * noise_lr * gate(opacity) * covariance @ draw, in float64; scales in scene extents.
+
+    The noise of four steps at once is twice as large.
+    """
     model = random_model(200, torch.Generator().manual_seed(1))
     with torch.no_grad():
         model.opacity.copy_(torch.linspace(0.0005, 0.099, 200).logit()[:, None])
     optimizer = build_optimizer("adam", gaussian_groups(model, xyz=GroupSpec(2e-4)))
     before = model.xyz.detach().double()
     strategy = MCMCStrategy(**EVERY | dict(refine_every=10), scene_scale=2.0)
-    strategy.refine(model, optimizer, 1, torch.Generator().manual_seed(5))
+    for step in range(1, 5):
+        assert torch.equal(model.xyz, before.float())
+        strategy.refine(model, optimizer, step, torch.Generator().manual_seed(5))
 
-    draws = torch.randn(200, 3, generator=torch.Generator().manual_seed(5)).double()
+    draws = 2 * torch.randn(200, 3, generator=torch.Generator().manual_seed(5)).double()
     opacities = model.opacities.detach().double()
     gate = 1 / (1 + torch.exp(-100 * ((1 - opacities) - 0.995)))
     covariance = quat_scale_to_covar(model.quats.detach().double(), model.scales.detach().double() / 2)
@@ -108,7 +113,7 @@ def test_where_there_is_no_noise(how):
     before = model.xyz.detach().clone()
     strategy = MCMCStrategy(**EVERY | dict(noise_lr=0.0 if how == "noise_lr 0" else 5e5))
     generator = torch.Generator().manual_seed(0)
-    strategy.refine(model, None if how == "no optimizer" else optimizer, 1, generator)
+    strategy.refine(model, None if how == "no optimizer" else optimizer, mcmc.NOISE_EVERY, generator)
     assert torch.equal(model.xyz, before)
 
 

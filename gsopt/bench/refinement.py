@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gsopt.config import TrainConfig
 from gsopt.device import synchronize
 from gsopt.errors import InputError
@@ -22,7 +24,7 @@ from gsopt.rundir import read_json, write_json
 from gsopt.settings import from_json, to_json
 from gsopt.trainer import Trainer
 
-PARTS = ("regularization", "observe", "refine")  # methods of a strategy that are timed
+PARTS = ("observe", "refine")  # methods of a strategy that are timed
 FORMAT, VERSION = "gsopt-trainings", 1
 ROOT = Path(__file__).resolve().parents[2]  # for a checkout that is not installed
 
@@ -73,10 +75,10 @@ class Results:
 def train_all(trainings: Sequence[Training], results: Results) -> Iterator[dict[str, Any]]:
     """Train those that have no result yet, one after another; yields the row of each, new or not.
 
-    A row has "training", "seed", all "settings", "seconds" of training, those of each of `PARTS`, and the
-    part of the time that these take as "share"; "psnr" (dB) and "ssim" of the test views (None without any),
-    "gaussians" at the end, "most" at any time, "counts" as pairs of step and number after each change, and
-    "peak_memory_bytes".
+    A row has "training", "seed", all "settings", "seconds" of training; by :func:`_now`, the seconds of all
+    "steps" and of each of `PARTS`, and the part that these take as "share"; "psnr" (dB) and "ssim" of the
+    test views (None without any), "gaussians" at the end, "most" at any time, "counts" as pairs of step and
+    number after each change, and "peak_memory_bytes".
 
     Raises:
         InputError: the scene or the settings cannot be used, or a process failed.
@@ -125,10 +127,10 @@ def measure(config: TrainConfig, folder: Path) -> dict[str, Any]:
     config = replace(config, test_iterations=(), save_iterations=(), output=folder / "run", quiet=True)
     trainer = Trainer(config)
     counts = [(0, trainer.model.num_gaussians)]
-    spent = dict.fromkeys(PARTS, 0.0)
+    spent = dict.fromkeys((*PARTS, "steps"), 0.0)
     for part in PARTS:
         setattr(trainer.strategy, part, _timed(getattr(trainer.strategy, part), part, spent, trainer))
-    step = trainer.train_step
+    step = _timed(trainer.train_step, "steps", spent, trainer)
 
     def counted() -> Any:
         result = step()
@@ -138,11 +140,10 @@ def measure(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
     trainer.train_step = counted
     metrics = trainer.train()
-    seconds = metrics["seconds"]["train"]
     return {
-        "seconds": seconds,
+        "seconds": metrics["seconds"]["train"],
         **spent,
-        "share": sum(spent.values()) / seconds,
+        "share": sum(spent[part] for part in PARTS) / spent["steps"],
         "psnr": metrics["test"]["psnr"],
         "ssim": metrics["test"]["ssim"],
         "gaussians": metrics["gaussians"],
@@ -156,15 +157,24 @@ def _timed(method: Callable, part: str, spent: dict[str, float], trainer: Traine
     """`method`, with its seconds added to those of `part`."""
 
     def timed(*arguments: Any) -> Any:
-        synchronize(trainer.device)
-        begin = time.perf_counter()
+        begin = _now(trainer.device)
         try:
             return method(*arguments)
         finally:
-            synchronize(trainer.device)
-            spent[part] += time.perf_counter() - begin
+            spent[part] += _now(trainer.device) - begin
 
     return timed
+
+
+def _now(device: torch.device) -> float:
+    """Seconds: on a CPU of processor time of this thread, so that other programs hardly count.
+
+    It works, or waits busily for the kernel's other threads, in all of a step.
+    """
+    if device.type == "cpu":
+        return time.thread_time()
+    synchronize(device)
+    return time.perf_counter()
 
 
 def main(words: Sequence[str]) -> None:

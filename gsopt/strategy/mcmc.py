@@ -22,6 +22,7 @@ MOST_SHARES = 51  # as in the authors' code: Gaussians that one is replaced by, 
 NOISE_UP_TO = (
     0.1  # opacity; the gate is 7e-5 there: the more opaque would not move by 1/100 of its size in a run
 )
+NOISE_EVERY = 4  # steps whose noise is drawn at once: the same random walk in a quarter of the time
 LARGEST_OPACITY = 1 - torch.finfo(torch.float32).eps  # the logit of 1 is infinite
 WEIGHT_ONE = 2**32  # opacity 1 as a weight in draws: whole numbers add up to the same in any order
 
@@ -41,6 +42,8 @@ class MCMCStrategy(Strategy):
     - Moments are zero at a relocated Gaussian and at the one it went to; gsplat keeps those of the dead one.
     - Relocated Gaussians are the last rows afterwards, not in the places of the dead.
     - Draws are by whole numbers, exact and the same with any number of threads.
+    - A copy begins at a random place of its Gaussian; growth and the first opacity fit short runs.
+    - The noise of four steps is one draw of twice the size.
     - Noise and the scale term are in scene extents, as gsplat's trainer scales the world to about 1; with
       `scene_scale` 1 the formulas are its own.
     - Gaussians that are not opaque enough to be drawn are left where they are if there is none that is.
@@ -127,7 +130,8 @@ class MCMCStrategy(Strategy):
         done = Refinement()
         if self.refine_start_iter < step < self.refine_stop_iter and step % self.refine_every == 0:
             done = self._relocate_and_add(model, optimizer, generator)
-        self._perturb(model, optimizer, generator)
+        if step % NOISE_EVERY == 0:
+            self._perturb(model, optimizer, generator)
         return done
 
     def _relocate_and_add(
@@ -217,7 +221,8 @@ class MCMCStrategy(Strategy):
         rows = rows_below(model.opacity.detach(), _logit(NOISE_UP_TO), movable(model))
         draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz)
         shape = (getattr(model, name).detach() for name in ("opacity", "rotation", "scaling"))
-        perturb(model.xyz.detach(), rows, draws, *shape, rate * self.noise_lr / self.scene_scale**2)
+        strength = math.sqrt(NOISE_EVERY) * rate * self.noise_lr / self.scene_scale**2
+        perturb(model.xyz.detach(), rows, draws, *shape, strength)
 
 
 def shares(opacities: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
