@@ -119,7 +119,7 @@ class Trainer:
         self._lock(saved)
         self.strategy.check(self.model)
         if of_points:
-            self.strategy.begin(self.model)
+            self.strategy.prepare(self.model)
 
     # ------------------------------------------------------------------------------------------ the method
 

@@ -263,10 +263,10 @@ def test_copies_begin_at_places_drawn_from_their_gaussian(spread):
 def test_what_is_made_of_points_begins_as_opaque_as_it_says():
     model = rows_of([0.1, 0.2, 0.3])
     gsopt.lock(model, torch.tensor([1]))
-    MCMCStrategy(**STILL, init_opacity=0.7).begin(model)
+    MCMCStrategy(**STILL, init_opacity=0.7).prepare(model)
     assert model.opacities.tolist() == pytest.approx([0.7, 0.2, 0.7])
     model.opacity.requires_grad_(False)
-    MCMCStrategy(**STILL).begin(model)
+    MCMCStrategy(**STILL).prepare(model)
     assert model.opacities.tolist() == pytest.approx([0.7, 0.2, 0.7])
 
 

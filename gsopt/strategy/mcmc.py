@@ -89,7 +89,7 @@ class MCMCStrategy(Strategy):
         return found
 
     @torch.no_grad()
-    def begin(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Make what is not frozen or locked as opaque as `init_opacity` says."""
         if model.opacity.requires_grad:
             rows = movable(model)

@@ -81,7 +81,7 @@ class Strategy:
     def check(self, model: nn.Module) -> None:
         """Raise InputError if this strategy cannot work with this model and these settings."""
 
-    def begin(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Prepare a model that was made from points, before its first step."""
 
     def needs_grad2d(self, step: int) -> bool:
