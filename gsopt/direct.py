@@ -66,7 +66,6 @@ class DirectView:
         background: Tensor,
         photo: Tensor,
         ssim_weight: float,
-        *,
         sh_degree: int,
         grad2d: bool,
     ) -> Direct | None:

@@ -85,7 +85,11 @@ def transform(splat: Splat, move: Similarity) -> Splat:
 
 def crop(splat: Splat, region: Region) -> Splat:
     """The Gaussians whose centres are in a region, with their moments. Raises InputError where none is."""
-    rows = region.rows(splat.tensors["xyz"])
+    return select(splat, region.rows(splat.tensors["xyz"]))
+
+
+def select(splat: Splat, rows: Tensor) -> Splat:
+    """The Gaussians that a mask [N] says, in their order, with their moments."""
     count = splat.count
 
     def kept(value: Any) -> Any:

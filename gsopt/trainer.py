@@ -96,6 +96,7 @@ class Trainer:
             start = None if saved or model is not None else config.read_start()
             if start is not None:
                 self.config = config = for_start(config, start)
+            of_points = model is None and start is None and not saved
             if model is None:
                 model = GaussianModel() if saved else config.first_model(scene, start)
             self.scene, self.model = scene, model.to(self.device)
@@ -123,6 +124,8 @@ class Trainer:
             self._begin(start)
         self._lock(saved)
         self.strategy.check(self.model)
+        if of_points:
+            self.strategy.prepare(self.model)
 
     # ------------------------------------------------------------------------------------------ the method
 
@@ -163,15 +166,13 @@ class Trainer:
         photo = self._photo(view, background)
 
         grad2d = self.strategy.needs_grad2d(self.step)
-        weight = self.config.ssim_weight
-        done = self.direct and self.direct.backward(
-            view.camera, background, photo, weight, sh_degree=self.sh_degree, grad2d=grad2d
-        )
+        weight, degree = self.config.ssim_weight, self.sh_degree
+        done = self.direct and self.direct.backward(view.camera, background, photo, weight, degree, grad2d)
         if done:  # all in one call
             loss, terms, image, info, finite = done
         else:
             finite = False  # as far as is known
-            options = self.render_options | {"sh_degree": self.sh_degree}
+            options = self.render_options | {"sh_degree": degree}
             image, info = self.joint.render(view.camera, background, number, **options)
             if grad2d:
                 keep_gradient(info["means2d"])

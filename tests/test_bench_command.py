@@ -139,6 +139,13 @@ def test_a_whole_report_is_read(tmp_path):
         (["--sizes", TINY, "--threads", "0"], "--threads 0: expected 1 or more"),
         (["--sizes", TINY, "--test-every-steps", "0"], "--test-every-steps 0: expected 1 or more"),
         (["--sizes", TINY, "--time-to-quality", "20"], "--time-to-quality: is of a scene, found none"),
+        (["--sizes", TINY, "--strategies"], "--strategies: is of a scene, found none; give --scene DIR"),
+        (
+            ["--sizes", TINY, "--trainings", "strategy=none"],
+            "--trainings: is about the table of --strategies",
+        ),
+        (["--sizes", TINY, "--results", "a.json"], "--results: is about the table of --strategies"),
+        (["--sizes", TINY, "--seeds", "1", "1"], "--seeds 1 1: expected one or more, each once"),
         (["--sizes", TINY, "--init", "a.ply"], "--init: is of a scene, found none"),
         (["--sizes", TINY, "--json", "no/such/folder.json"], "--json no/such/folder.json: no folder no/such"),
         (["--sizes", TINY, "--compare", "no.json"], "no.json: cannot be read"),
@@ -178,13 +185,3 @@ def test_growth_at_real_sizes(tmp_path):
     assert by_pixels["exponents"]["loss"] == pytest.approx(1.0, abs=0.25)
     assert by_gaussians["bytes_each"] > 0
     assert by_pixels["bytes_each"] > 0
-
-
-def test_what_part_of_a_training_strategies_take(ball, tmp_path, capsys):
-    found = written(tmp_path / "a.json", "--scene", ball, "--strategies", "--iterations", 12)["strategies"]
-    assert [row["strategy"] for row in found] == ["default", "mcmc", "budget"]
-    for row in found:
-        assert 0 < row["observe"] + row["refine"] < row["seconds"]
-        assert row["share"] == pytest.approx((row["observe"] + row["refine"]) / row["seconds"])
-        assert row["gaussians"] == 60
-    assert "seconds of training" in capsys.readouterr().out

@@ -47,6 +47,7 @@ HOUSE = {
     "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "direct": {"cameras", "losses", "model", "native", "render"},
+    "pruning": {"cameras", "model", "render"},
     "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
 }
 BELOW = set(HOUSE)
@@ -72,6 +73,7 @@ HOUSE["commands"] = BELOW | {
         "bench",
         "sweep",
         "inspection",
+        "warm_start",
         "commands",
     ),
 }

@@ -32,7 +32,7 @@ def rows_of(opacities: list[float]) -> GaussianModel:
 
 def refine(model, optimizer=None, seed=0, **options) -> Refinement:
     strategy = MCMCStrategy(**STILL | options)
-    return strategy.refine(model, optimizer, 1, torch.Generator().manual_seed(seed))
+    return strategy.refine(model, optimizer, mcmc.NOISE_EVERY, torch.Generator().manual_seed(seed))
 
 
 # ---------------------------------------- the formulas
@@ -77,17 +77,22 @@ def test_more_shares_than_the_table_has_count_as_51_and_full_opacity_is_finite()
         assert ((values > 0) & values.isfinite()).all()
 
 
-def test_noise_is_that_of_equation_8(monkeypatch):
-    """xyz += rate * noise_lr * gate(opacity) * covariance @ draw, in float64; scales in scene extents."""
+def test_noise_is_that_of_equation_8():
+    """xyz += rate * noise_lr * gate(opacity) * covariance @ draw, in float64; scales in scene extents.
+
+    The noise of four steps at once is twice as large.
+    """
     model = random_model(200, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        model.opacity.copy_(torch.linspace(0.0005, 0.1, 200).logit()[:, None])
+        model.opacity.copy_(torch.linspace(0.0005, 0.099, 200).logit()[:, None])
     optimizer = build_optimizer("adam", gaussian_groups(model, xyz=GroupSpec(2e-4)))
     before = model.xyz.detach().double()
     strategy = MCMCStrategy(**EVERY | dict(refine_every=10), scene_scale=2.0)
-    strategy.refine(model, optimizer, 1, torch.Generator().manual_seed(5))
+    for step in range(1, 5):
+        assert torch.equal(model.xyz, before.float())
+        strategy.refine(model, optimizer, step, torch.Generator().manual_seed(5))
 
-    draws = torch.randn(200, 3, generator=torch.Generator().manual_seed(5)).double()
+    draws = 2 * torch.randn(200, 3, generator=torch.Generator().manual_seed(5)).double()
     opacities = model.opacities.detach().double()
     gate = 1 / (1 + torch.exp(-100 * ((1 - opacities) - 0.995)))
     covariance = quat_scale_to_covar(model.quats.detach().double(), model.scales.detach().double() / 2)
@@ -108,7 +113,7 @@ def test_where_there_is_no_noise(how):
     before = model.xyz.detach().clone()
     strategy = MCMCStrategy(**EVERY | dict(noise_lr=0.0 if how == "noise_lr 0" else 5e5))
     generator = torch.Generator().manual_seed(0)
-    strategy.refine(model, None if how == "no optimizer" else optimizer, 1, generator)
+    strategy.refine(model, None if how == "no optimizer" else optimizer, mcmc.NOISE_EVERY, generator)
     assert torch.equal(model.xyz, before)
 
 
@@ -189,7 +194,7 @@ def test_relocated_and_added_as_gsplat_does(limit, monkeypatch):
 
     draws = iter([first, second])
     monkeypatch.setattr(mcmc, "draw", lambda weights, n, generator: next(draws)[:n])
-    done = refine(model, max_gaussians=limit)
+    done = refine(model, max_gaussians=limit, spread=0.0)
     assert count > 10
     assert done == Refinement(relocated=count, added=added)
     places = torch.cat([order, torch.arange(300, 300 + added)])
@@ -239,6 +244,32 @@ def test_calendar(case):
     assert model.num_gaussians == 40 + sum(found.added for found in done.values())
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_copies_begin_at_places_drawn_from_their_gaussian(spread):
+    """In one place they would have equal gradients and moments, and stay together."""
+    model = rows_of([0.001] * 1000 + [0.9])
+    with torch.no_grad():
+        model.rotation[-1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        model.scaling[-1] = torch.tensor([1.0, 2.0, 3.0]).log()
+    assert refine(model, spread=spread) == Refinement(relocated=1000, added=50)
+    copies = model.xyz.detach()[1:] - model.xyz.detach()[0]
+    scales = model.scales.detach()[:1]  # what is shared is a little smaller
+    covariance = quat_scale_to_covar(torch.nn.functional.normalize(model.rotation.detach()[:1]), scales)[0]
+    found = copies.T @ copies / len(copies)
+    torch.testing.assert_close(found, spread**2 * covariance, rtol=0.2, atol=0.1 * spread * covariance.max())
+    assert torch.equal(copies, torch.zeros_like(copies)) == (spread == 0)
+
+
+def test_what_is_made_of_points_begins_as_opaque_as_it_says():
+    model = rows_of([0.1, 0.2, 0.3])
+    gsopt.lock(model, torch.tensor([1]))
+    MCMCStrategy(**STILL, init_opacity=0.7).prepare(model)
+    assert model.opacities.tolist() == pytest.approx([0.7, 0.2, 0.7])
+    model.opacity.requires_grad_(False)
+    MCMCStrategy(**STILL).prepare(model)
+    assert model.opacities.tolist() == pytest.approx([0.7, 0.2, 0.7])
+
+
 @pytest.mark.parametrize("limit", [100, 137, None])
 def test_growth_ends_at_the_limit(limit):
     strategy = MCMCStrategy(**STILL, max_gaussians=limit)
@@ -259,10 +290,14 @@ def test_the_limit_by_default_is_one_for_100_training_pixels():
 
 def test_settings_scale_with_the_run():
     assert MCMCStrategy().resolve(30_000) == MCMCStrategy(
-        refine_start_iter=500, refine_stop_iter=25_000, refine_every=100
+        refine_start_iter=500, refine_stop_iter=25_000, refine_every=100, growth=1.05
     )
-    short = MCMCStrategy(refine_start_iter=7).resolve(3_000)
-    assert (short.refine_start_iter, short.refine_stop_iter, short.refine_every) == (7, 2_500, 20)
+    short = MCMCStrategy(refine_start_iter=7).resolve(15_000)
+    assert (short.refine_start_iter, short.refine_stop_iter, short.refine_every) == (7, 12_500, 100)
+    assert short.growth == pytest.approx(1.05**2)  # as much in half as many refinements
+    assert MCMCStrategy().resolve(3_000).growth == pytest.approx(1.05**5)
+    assert MCMCStrategy(growth=1.1).resolve(3_000).growth == 1.1
+    assert MCMCStrategy(refine_every=100).resolve(60_000).growth == 1.05
     with pytest.raises(ValueError, match=r"call resolve\(iterations\)"):
         MCMCStrategy().refine(rows_of([0.5]), None, 1, torch.Generator())
 
@@ -339,6 +374,8 @@ BAD_SETTINGS = {
     "limit": (dict(max_gaussians=1), "max_gaussians: expected at least the 2 Gaussians .* found 1; raise it"),
     "refine": (dict(refine_every=0), "refine_every: .* found 0; raise --mcmc.refine-every"),
     "opacity": (dict(min_opacity=0.0), "min_opacity: expected .* found 0.0; change --mcmc.min-opacity"),
+    "first opacity": (dict(init_opacity=1.0), "init_opacity: .* 0 and 1, found 1.0; change --mcmc.init-"),
+    "growth": (dict(growth=0.9), "growth: expected 1 or more, found 0.9; raise --mcmc.growth"),
 }
 
 

@@ -56,7 +56,7 @@ def config(ball, tmp_path):
         device="cpu",
         quiet=True,
         densify=DefaultStrategy(**WHEN, grow_grad2d=1e-5, grow_scale3d=0.05),
-        mcmc=MCMCStrategy(**WHEN, min_opacity=0.098),  # few are dead
+        mcmc=MCMCStrategy(**WHEN, min_opacity=0.098, init_opacity=0.1),  # few are dead
         budget=BudgetStrategy(**WHEN, grow_scale3d=0.05),
     )
 
@@ -124,6 +124,22 @@ def test_frozen_attributes_keep_their_bits_in_training(ball, config, strategy):
     for name in ("xyz", "feature_dc"):
         known = {row.numpy().tobytes() for row in start[name].flatten(1)}
         assert {row.numpy().tobytes() for row in bits(trainer.model)[name].flatten(1)} <= known
+
+
+@pytest.mark.parametrize(("strategy", "opacity"), [("mcmc", 0.4), ("budget", 0.1)])
+def test_a_strategy_prepares_what_is_made_of_points_and_nothing_else(
+    ball, config, tmp_path, strategy, opacity
+):
+    config = replace(config, strategy=strategy, mcmc=MCMCStrategy(**WHEN, init_opacity=0.4))
+    made = Trainer(config, scene=ball).model
+    torch.testing.assert_close(made.opacities, torch.full((60,), opacity))
+    with torch.no_grad():
+        made.opacity.fill_(1.0)
+    made.save_ply(tmp_path / "a.ply")
+    read = Trainer(replace(config, init=tmp_path / "a.ply"), scene=ball).model
+    given = Trainer(config, scene=ball, model=made).model
+    assert (read.opacity == 1).all()
+    assert (given.opacity == 1).all()
 
 
 SCENES = {  # flags: what the strategy gets from settings and scene

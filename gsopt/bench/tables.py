@@ -11,6 +11,7 @@ from gsopt.bench.studies import Growth
 from gsopt.text import table
 
 NONE = "-"
+CURVE_POINTS = 8
 
 
 def number(value: float | None, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:
@@ -189,22 +190,48 @@ def quality_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def strategy_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What part of a training its strategy takes."""
-    rows = [
-        [
-            f"  {row['strategy']}",
-            number(row["seconds"], 1),
-            number(row["observe"], 2),
-            number(row["refine"], 2),
-            number(row["share"], 1, 100, " %"),
-            number(row["psnr"], 2, unit=" dB"),
-            f"{row['gaussians']:,}",
-        ]
-        for row in found
+def training_line(row: Mapping[str, Any]) -> str:
+    """A training in a line, when it is done."""
+    return (
+        f"  {row['training']}, seed {row['seed']}: {number(row['psnr'], 2, unit=' dB')}, "
+        f"{row['gaussians']:,} Gaussians, {number(row['seconds'], 1)} s"
+    )
+
+
+def strategy_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What came of trainings, means over seeds, and how many Gaussians there were on the way."""
+    named: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        named.setdefault(row["training"], []).append(row)
+    header = ["  training", "test PSNR", "SSIM", "Gaussians", "most", "minutes", "peak MB", "its strategy"]
+    return [
+        "",
+        f"trainings, means over seeds {', '.join(dict.fromkeys(str(row['seed']) for row in rows))}",
+        *table(header, [_strategy_row(name, each) for name, each in named.items()]),
+        "",
+        "Gaussians at iteration (first seed)",
+        *(f"  {name}: {_curve(each[0]['counts'])}" for name, each in named.items()),
     ]
-    header = ["  strategy", "seconds of training", "observe", "refine", "of it", "test PSNR", "Gaussians"]
-    return ["", "strategies", *table(header, rows)]
+
+
+def _strategy_row(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    def mean(key: str, digits: int, factor: float = 1.0, unit: str = "") -> str:
+        known = [row[key] for row in rows if row[key] is not None]
+        return number(sum(known) / len(known) if known else None, digits, factor, unit)
+
+    return [
+        f"  {name}",
+        *(mean("psnr", 2, unit=" dB"), mean("ssim", 4), mean("gaussians", 0)),
+        f"{max(row['most'] for row in rows):,}",
+        *(mean("seconds", 2, 1 / 60), mean("peak_memory_bytes", 0, 1e-6), mean("share", 2, 100, " %")),
+    ]
+
+
+def _curve(counts: Sequence[Sequence[int]]) -> str:
+    """At most `CURVE_POINTS` of the pairs of step and number, evenly, the first and the last included."""
+    last = len(counts) - 1
+    chosen = sorted({round(last * k / (CURVE_POINTS - 1)) for k in range(CURVE_POINTS)})
+    return ", ".join(f"{counts[i][0]:,}: {counts[i][1]:,}" for i in chosen)
 
 
 def compare_lines(name: str, ratios: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> list[str]:

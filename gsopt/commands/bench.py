@@ -1,7 +1,7 @@
 """`gsopt bench`: how long a training step takes, stage by stage, beside what the machine can do."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +10,12 @@ from gsopt.bench.machine import Probes, describe_machine
 from gsopt.bench.measure import Case, measure_case
 from gsopt.bench.scenes import Size, all_bands, parse_size, still, trainer_of
 from gsopt.commands.flags import parse
-from gsopt.config import TrainConfig
+from gsopt.config import STRATEGIES, TrainConfig
 from gsopt.device import cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.rundir import write_json
 from gsopt.settings import to_json
+from gsopt.sweep.grid import value_flags
 from gsopt.trainer import Trainer
 
 ABOUT = (
@@ -24,6 +25,8 @@ ABOUT = (
     "--isas and --monitor are of the first of --sizes."
 )
 DEFAULT_SIZES = ("small", "medium")
+Trainings = tuple[list[refinement.Training], refinement.Results]  # those of --strategies
+Study = Callable[[], tuple[list[str], Any]]  # lines to print, what goes into the JSON file
 
 
 @dataclass
@@ -58,7 +61,13 @@ class BenchConfig:
     time_to_quality: tuple[float, ...] | None = None
     """Train the scene; seconds and iteration at which the test views first reach each of these PSNRs (dB)."""
     strategies: bool = False
-    """Table: train the scene with every strategy; what part of the time each takes."""
+    """Table: train the scene with every strategy; what comes of it, and what part of the time each takes."""
+    trainings: tuple[str, ...] = ()
+    """Rows of that table instead: flags of train, as strategy=budget,max-gaussians=40000."""
+    seeds: tuple[int, ...] = (0,)
+    """Each row of it is the mean over trainings with these."""
+    results: Path | None = None
+    """File of their results, written after each: with the same file an interrupted table goes on."""
     iterations: int = 2_000
     """Of these trainings."""
     test_every_steps: int | None = None
@@ -80,8 +89,15 @@ class BenchConfig:
         for name in ("init", "resolution", "time_to_quality", "strategies"):
             if getattr(self, name) and self.scene is None:
                 raise InputError(f"--{name.replace('_', '-')}: is of a scene, found none; give --scene DIR")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
-            raise InputError(f"--json {self.json}: no folder {self.json.parent}; make it, or give another")
+        for name in ("trainings", "results"):
+            if getattr(self, name) and not self.strategies:
+                raise InputError(f"--{name}: is about the table of --strategies, found none; give both")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"--seeds {' '.join(map(str, self.seeds))}: expected one or more, each once")
+        for name in ("json", "results"):
+            path = getattr(self, name)
+            if path is not None and not path.absolute().parent.is_dir():
+                raise InputError(f"--{name} {path}: no folder {path.parent}; make it, or give another")
 
     def check_device(self, device_type: str) -> None:
         """Raise InputError for tables that only the CPU kernel has."""
@@ -110,6 +126,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     sizes = [parse_size(name) for name in names]
     earlier = config.compare and report.read_report(config.compare)
     threads = max(config.threads or (cpu_count(),))
+    trainings = _trainings(config, threads)
     machine = describe_machine(device, threads)
     print("\n".join(tables.machine_lines(machine)), flush=True)
     found = report.document(machine, to_json(config))
@@ -119,7 +136,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         found["cases"].append(case.to_json())
     del probes  # the tables need the memory
     first = sizes[0] if sizes else parse_size(DEFAULT_SIZES[0])
-    for name, make in _asked(config, first, threads, device.type):
+    for name, make in _asked(config, first, threads, device.type, trainings):
         lines, found[name] = make()
         print("\n".join(lines), flush=True)
     if earlier:
@@ -155,10 +172,9 @@ def scene_settings(config: BenchConfig, device: str, threads: int) -> TrainConfi
     )
 
 
-Study = Callable[[], tuple[list[str], Any]]  # lines to print, what goes into the JSON file
-
-
-def _asked(config: BenchConfig, size: Size, threads: int, device: str) -> Iterator[tuple[str, Study]]:
+def _asked(
+    config: BenchConfig, size: Size, threads: int, device: str, trainings: Trainings
+) -> Iterator[tuple[str, Study]]:
     """The tables that flags ask for, by their name in the JSON file."""
     repeats = (config.rounds, config.steps)
     if config.threads and len(set(config.threads)) > 1:
@@ -173,7 +189,7 @@ def _asked(config: BenchConfig, size: Size, threads: int, device: str) -> Iterat
     if config.monitor:
         yield "monitor", lambda: _monitor(size, device, threads, config.rounds)
     if config.strategies:
-        yield "strategies", lambda: _strategies(config, threads)
+        yield "strategies", lambda: _strategies(*trainings)
     if config.time_to_quality:
         yield "time_to_quality", lambda: _quality(config, threads)
 
@@ -204,9 +220,56 @@ def _monitor(size: Size, device: str, threads: int, rounds: int) -> tuple[list[s
     return tables.monitor_lines(cost), asdict(cost) | {"share": cost.share}
 
 
-def _strategies(config: BenchConfig, threads: int) -> tuple[list[str], Any]:
-    found = refinement.strategy_costs(scene_settings(config, config.device, threads))
-    return tables.strategy_lines(found), found
+def _trainings(config: BenchConfig, threads: int) -> Trainings:
+    """The trainings of --strategies, and what there is of them already. Raises InputError."""
+    texts = config.trainings or [f"strategy={name}" for name in (*STRATEGIES, "none")]
+    base = scene_settings(config, config.device, threads)
+    trainings = read_trainings(texts, config.seeds, base) if config.strategies else []
+    return trainings, refinement.Results(config.results)
+
+
+def _strategies(
+    trainings: Sequence[refinement.Training], results: refinement.Results
+) -> tuple[list[str], Any]:
+    rows = []
+    for row in refinement.train_all(trainings, results):
+        print(tables.training_line(row), flush=True)
+        rows.append(row)
+    return tables.strategy_lines(rows), rows
+
+
+def read_trainings(
+    texts: Sequence[str], seeds: Sequence[int], base: TrainConfig
+) -> list[refinement.Training]:
+    """All trainings of the table, the first seed first.
+
+    Args:
+        texts: flags of train as "FLAG=VALUE,FLAG=VALUE", which change `base`.
+
+    Raises:
+        InputError: text that is not of this form, or settings that cannot be used.
+    """
+    settings = {}
+    for text in texts:
+        flags: list[str] = []
+        for part in text.split(","):
+            flag, equals, value = part.partition("=")
+            if not (flag and equals and value):
+                raise InputError(
+                    f"--trainings {text}: expected flags of gsopt train with their values, such as "
+                    f"strategy=budget,max-gaussians=40000, found {part!r}"
+                )
+            flags += value_flags(flag.removeprefix("--"), value)
+        try:
+            settings[text] = parse(TrainConfig, flags, "gsopt train", ABOUT, default=base)
+            settings[text].check()
+        except InputError as error:
+            raise InputError(f"--trainings {text}: {error}") from None
+    return [
+        refinement.Training(text, replace(config, seed=seed))
+        for seed in seeds
+        for text, config in settings.items()
+    ]
 
 
 def _quality(config: BenchConfig, threads: int) -> tuple[list[str], Any]:

@@ -1,12 +1,13 @@
 """`gsopt convert`: files of Gaussians of every program into each other, cropped, moved, joined."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from gsopt.commands.flags import parse
+from gsopt.commands.pruning import PruneOptions, prune
 from gsopt.editing import crop, merge, parse_transform, transform
 from gsopt.errors import InputError
 from gsopt.formats import INPUTS, OUTPUTS, Splat, check_output, files_of, read, write
@@ -18,7 +19,10 @@ ABOUT = (
     f"Out: {' '.join(OUTPUTS)}; .pth is a checkpoint of 3DGS, .pt one of gsplat."
 )
 
-_WITH_VALUE = ("--crop", "--transform", "--merge", "--sh-degree", "--extent")
+_WITH_VALUE = (
+    *("--crop", "--transform", "--merge", "--sh-degree", "--extent", "--prune-opacity", "--prune-count"),
+    *("--scene", "--resolution", "--images", "--test-every", "--background", "--threads"),
+)
 
 
 @dataclass
@@ -27,6 +31,7 @@ class ConvertConfig:
 
     files: Positional[tuple[Path, ...]] = ()
     """One or more files to read, which are joined, and the file to write."""
+    pruning: PruneOptions = field(default_factory=PruneOptions)
     crop: str | None = None
     """Keep the Gaussians in a region: box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,r, FILE.npy, outside:REGION."""
     transform: UseAppendAction[tuple[str, ...]] = ()
@@ -67,6 +72,8 @@ def run(config: ConvertConfig) -> Splat:
     move = parse_transform(config.transform)
     splats = [_read(path) for path in inputs]
     splat = merge(splats)
+    if config.pruning.asked:
+        splat = prune(splat, config.pruning)
     if region is not None:
         splat = crop(splat, region)
         print(f"crop      {splat.count:,} Gaussians are in {region}")
@@ -89,6 +96,7 @@ def _checked(config: ConvertConfig) -> tuple[list[Path], Path]:
         raise InputError(
             f"gsopt convert: expected IN... OUT, found {len(config.files)} file names; give both"
         )
+    config.pruning.check()
     *inputs, output = config.files
     check_output(output)
     if output.exists() and not config.overwrite:

@@ -87,6 +87,8 @@ _SIGNATURES = {
     "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
     "gsopt_view_gradients": (_INT, [_POINTER, ctypes.POINTER(Camera), ctypes.POINTER(View)]),
     "gsopt_statistics": (_INT, [_LONG, _POINTER, _POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER]),
+    "gsopt_rows_below": (_LONG, [_LONG, _POINTER, _FLOAT, _POINTER, _POINTER]),
+    "gsopt_perturb": (_INT, [_LONG, *[_POINTER] * 5, *[_FLOAT] * 3, _POINTER]),
     "gsopt_finite": (_INT, [_INT, _POINTER, _POINTER]),
     "gsopt_adam": (_INT, [_INT, ctypes.POINTER(AdamTensor)]),
 }

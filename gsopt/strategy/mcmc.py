@@ -2,25 +2,27 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gsopt import surgery
 from gsopt.errors import InputError
-from gsopt.schedules import resolve_steps, scaled
-from gsopt.strategy.growth import check_limit, check_positive, check_resolved, default_limit
+from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
+from gsopt.strategy.growth import Rows, check_limit, check_positive, check_resolved, default_limit
+from gsopt.strategy.noise import perturb, rows_below, turned
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 
-GROWTH = 1.05  # Kheradmand et al. 2024, section 4: most Gaussians after a refinement, by those before
+GROWTH = 1.05  # Kheradmand et al. 2024, section 4: most Gaussians after 100 of 30,000 steps, by those before
 MOST_SHARES = 51  # as in the authors' code: Gaussians that one is replaced by, at most
-NOISE_STEEPNESS, NOISE_OPACITY = 100, 0.005  # of the sigmoid that gates the noise: Kheradmand et al., eq. 8
-NOISE_GATE = 1e-6  # of an opacity of 0.14: what is more opaque would not move by 1/1000 of its size in a run
+NOISE_UP_TO = (
+    0.1  # opacity; the gate is 7e-5 there: the more opaque would not move by 1/100 of its size in a run
+)
+NOISE_EVERY = 4  # steps whose noise is drawn at once: the same random walk in a quarter of the time
 LARGEST_OPACITY = 1 - torch.finfo(torch.float32).eps  # the logit of 1 is infinite
 WEIGHT_ONE = 2**32  # opacity 1 as a weight in draws: whole numbers add up to the same in any order
 
@@ -40,6 +42,8 @@ class MCMCStrategy(Strategy):
     - Moments are zero at a relocated Gaussian and at the one it went to; gsplat keeps those of the dead one.
     - Relocated Gaussians are the last rows afterwards, not in the places of the dead.
     - Draws are by whole numbers, exact and the same with any number of threads.
+    - A copy begins at a random place of its Gaussian; growth and the first opacity fit short runs.
+    - The noise of four steps is one draw of twice the size.
     - Noise and the scale term are in scene extents, as gsplat's trainer scales the world to about 1; with
       `scene_scale` 1 the formulas are its own.
     - Gaussians that are not opaque enough to be drawn are left where they are if there is none that is.
@@ -62,8 +66,14 @@ class MCMCStrategy(Strategy):
     """Gaussians are relocated and added after this step. Scaled."""
     refine_stop_iter: int | None = scaled(25_000)
     """Gaussians are relocated and added before this step. Scaled."""
-    refine_every: int | None = scaled(100, at_least=20)
-    """Steps between refinements. Scaled, at least 20."""
+    refine_every: int | None = scaled(100, at_least=100)
+    """Steps between refinements. Scaled, at least 100."""
+    growth: float | None = None
+    """Most Gaussians after a refinement, by those before; default 1.05 in 100 steps, scaled, at least 20."""
+    spread: float = 1.0
+    """A copy begins at a random place of its Gaussian, so many standard deviations wide; 0: in the middle."""
+    init_opacity: float = 0.5
+    """Of Gaussians that are made from points."""
     min_opacity: float = 0.005
     """Gaussians up to this opacity are dead."""
     opacity_reg: float = 0.01
@@ -72,7 +82,18 @@ class MCMCStrategy(Strategy):
     """Weight of the mean scale, in scene extents, in the loss; 0 for none."""
 
     def resolve(self, iterations: int) -> Self:
-        return resolve_steps(self, iterations)
+        found = resolve_steps(self, iterations)
+        if found.growth is None:
+            times = found.refine_every / max(100 * iterations / REFERENCE_ITERATIONS, 20)
+            found = replace(found, growth=GROWTH ** max(times, 1))
+        return found
+
+    @torch.no_grad()
+    def prepare(self, model: nn.Module) -> None:
+        """Make what is not frozen or locked as opaque as `init_opacity` says."""
+        if model.opacity.requires_grad:
+            rows = movable(model)
+            model.opacity[slice(None) if rows is None else rows] = _logit(self.init_opacity)
 
     def plan(self, model: nn.Module) -> str:
         limit = default_limit(self.max_gaussians, self.training_pixels)
@@ -82,11 +103,14 @@ class MCMCStrategy(Strategy):
         check_resolved(self)
         check_positive("--mcmc", self, "refine_every")
         check_limit(self.max_gaussians, model)
-        if not 0 < self.min_opacity < 0.5:
-            raise InputError(
-                f"min_opacity: expected an opacity between 0 and 0.5, found {self.min_opacity}; "
-                "change --mcmc.min-opacity"
-            )
+        for name, most in (("min_opacity", 0.5), ("init_opacity", 1.0)):
+            if not 0 < (value := getattr(self, name)) < most:
+                flag = f"--mcmc.{name.replace('_', '-')}"
+                raise InputError(
+                    f"{name}: expected an opacity between 0 and {most:g}, found {value}; change {flag}"
+                )
+        if self.growth is not None and self.growth < 1:
+            raise InputError(f"growth: expected 1 or more, found {self.growth}; raise --mcmc.growth")
 
     def regularization(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Terms "opacity_reg" and "scale_reg": what is not needed fades and shrinks (eq. 10)."""
@@ -106,7 +130,8 @@ class MCMCStrategy(Strategy):
         done = Refinement()
         if self.refine_start_iter < step < self.refine_stop_iter and step % self.refine_every == 0:
             done = self._relocate_and_add(model, optimizer, generator)
-        self._perturb(model, optimizer, generator)
+        if step % NOISE_EVERY == 0:
+            self._perturb(model, optimizer, generator)
         return done
 
     def _relocate_and_add(
@@ -121,7 +146,7 @@ class MCMCStrategy(Strategy):
         if not (allowed & ~dead & (before > 0)).any():
             return Refinement(score=before)  # nobody to be copied
         limit = default_limit(self.max_gaussians, self.training_pixels)
-        wanted = int(GROWTH * len(before))
+        wanted = int((self.growth or GROWTH) * len(before))
         added = max((wanted if limit is None else min(limit, wanted)) - len(before), 0)
 
         sources = torch.nonzero(~dead).flatten()  # the row of the model that each row then comes from
@@ -129,7 +154,7 @@ class MCMCStrategy(Strategy):
         opacity, scaling = model.opacity.detach()[sources], model.scaling.detach()[sources]
         drawn = []
         for count in (int(dead.sum()), added):
-            weights = torch.where(allowed[sources], opacity.squeeze(-1).sigmoid(), 0)
+            weights = torch.where(allowed[sources], opacity.squeeze(-1).double().sigmoid(), 0)
             chosen = draw(weights, count, generator)  # [count]
             opacity, scaling = self._share(model, opacity, scaling, chosen)
             sources, opacity, scaling = (torch.cat([t, t[chosen]]) for t in (sources, opacity, scaling))
@@ -139,8 +164,17 @@ class MCMCStrategy(Strategy):
         if len(sources) > kept:
             new = {name: model.get_parameter(name).detach()[sources[kept:]] for name in row_names(model)}
             new |= {name: values[kept:] for name, values in shared.items()}
+            self._spread(model, new, generator)
             surgery.resize(model, row_names(model), optimizer, ~dead, new)
         return Refinement(relocated=int(dead.sum()), added=added, score=before)
+
+    def _spread(self, model: nn.Module, new: Rows, generator: torch.Generator) -> None:
+        """Move copies to random places of their Gaussians: in one and the same place, with equal gradients
+        and moments, they would stay together for good."""
+        if not (self.spread and model.xyz.requires_grad):
+            return
+        draws = torch.randn(new["xyz"].shape, generator=generator, device="cpu").to(new["xyz"])
+        new["xyz"] += turned(new["rotation"], self.spread * new["scaling"].exp() * draws)
 
     def _share(
         self, model: nn.Module, opacity: Tensor, scaling: Tensor, chosen: Tensor
@@ -184,17 +218,11 @@ class MCMCStrategy(Strategy):
         rate = _learning_rate(optimizer, model.xyz)
         if not (rate and self.noise_lr and model.xyz.requires_grad):
             return
-        gate = noise_gate(model.opacity.detach().squeeze(-1).sigmoid())  # [N]
-        moving = gate > NOISE_GATE
-        if (allowed := movable(model)) is not None:
-            moving &= allowed
-        rows = torch.nonzero(moving).flatten()
-        if not len(rows):
-            return
+        rows = rows_below(model.opacity.detach(), _logit(NOISE_UP_TO), movable(model))
         draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz)
-        strength = gate.index_select(0, rows)[:, None] * (rate * self.noise_lr / self.scene_scale**2)
-        shape = (getattr(model, name).index_select(0, rows) for name in ("rotation", "scaling"))
-        model.xyz.index_add_(0, rows, along_covariance(*shape, draws * strength))
+        shape = (getattr(model, name).detach() for name in ("opacity", "rotation", "scaling"))
+        strength = math.sqrt(NOISE_EVERY) * rate * self.noise_lr / self.scene_scale**2
+        perturb(model.xyz.detach(), rows, draws, *shape, strength)
 
 
 def shares(opacities: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,28 +247,6 @@ def shares(opacities: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return new, opacities / total
 
 
-def noise_gate(opacities: Tensor) -> Tensor:
-    """How much of the noise a Gaussian gets: 0.62 where invisible, 0.5 at an opacity of 0.005, then 0. [N]"""
-    return torch.sigmoid(-NOISE_STEEPNESS * (opacities - NOISE_OPACITY))
-
-
-def along_covariance(rotation: Tensor, scaling: Tensor, vectors: Tensor) -> Tensor:
-    """Vectors multiplied by the covariances of Gaussians, R S² Rᵀ v, element by element.
-
-    Args:
-        rotation, scaling: raw, as in the model. [M, 4], [M, 3]
-        vectors: [M, 3]
-    """
-    quats = F.normalize(rotation, dim=-1)
-    w, axis = quats[:, :1], quats[:, 1:]
-
-    def turned(v: Tensor, direction: int) -> Tensor:  # without matrices, in a third of the time
-        across = 2 * torch.linalg.cross(axis, v)
-        return v + direction * w * across + torch.linalg.cross(axis, across)
-
-    return turned(turned(vectors, -1) * (2 * scaling).exp(), 1)
-
-
 def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` rows drawn with replacement in proportion to their weights, 0 to 1. int64 [count]
 
@@ -262,6 +268,10 @@ def _learning_rate(optimizer: Optimizer | None, parameter: nn.Parameter) -> floa
     """That of the group which the parameter is in; 0 where it is in none."""
     groups = optimizer.param_groups if optimizer is not None else ()
     return next((float(g["lr"]) for g in groups if any(p is parameter for p in g["params"])), 0.0)
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
 
 
 def _mask_of(rows: Tensor, length: int) -> Tensor:

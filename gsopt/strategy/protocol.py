@@ -81,6 +81,9 @@ class Strategy:
     def check(self, model: nn.Module) -> None:
         """Raise InputError if this strategy cannot work with this model and these settings."""
 
+    def prepare(self, model: nn.Module) -> None:
+        """Prepare a model that was made from points, before its first step."""
+
     def needs_grad2d(self, step: int) -> bool:
         """Whether `observe(step)` needs the gradient of `info["means2d"]`, which is kept on request only."""
         return False

@@ -103,6 +103,15 @@ EXPORT int gsopt_view_gradients(gsopt_frame *frame, const gsopt_camera *camera, 
 EXPORT int gsopt_statistics(int64_t n, const int32_t *radii, const float *v_means2d, float scale_x, float scale_y,
                             float *norms, float *counts);
 
+/* perturb.c: writes to rows [N] which of values [N] are below the limit and allowed ([N], NULL: all); how many. */
+EXPORT int64_t gsopt_rows_below(int64_t n, const float *values, float limit, const uint8_t *allowed, int64_t *rows);
+
+/* perturb.c: adds noise to xyz [N,3] at `count` rows, each once: its draw [count,3] times strength times the covariance
+ * times a gate, the sigmoid of -steepness (opacity - middle). opacity [N], rotation [N,4] and scaling [N,3] are raw. */
+EXPORT int gsopt_perturb(int64_t count, const int64_t *rows, const float *draws, const float *opacity,
+                         const float *rotation, const float *scaling, float strength, float steepness, float middle,
+                         float *xyz);
+
 /* finite.c: 1 if every float of the arrays, `lengths` floats each, is finite, else 0. */
 EXPORT int gsopt_finite(int count, const float *const *arrays, const int64_t *lengths);
 
