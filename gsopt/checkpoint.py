@@ -6,6 +6,7 @@ tree of dicts and lists whose leaves are tensors, numbers, strings, booleans and
 written before there was one lack.
 """
 
+import errno
 import hashlib
 import os
 import pickle
@@ -148,6 +149,8 @@ def read(path: str | os.PathLike[str], remedy: str = "give a file that torch.sav
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of a checkpoint") from None
     except OSError as error:
+        if error.errno == errno.EIO:  # this part of the disk is worn out; others may not be
+            raise DamagedError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # damage can break the reader in any way
         raise DamagedError(f"{path}: {_trouble(error)}; {remedy}") from error

@@ -20,6 +20,7 @@ from gsopt.errors import InputError
 from gsopt.formats import INPUTS, Splat, read
 from gsopt.formats.splat import SHAPES
 from gsopt.groups import GroupSpec
+from gsopt.guards import diverged
 from gsopt.model import GaussianModel
 from gsopt.optim import load_optimizer_state
 from gsopt.schedules import Constant, Product, Schedule, Sequential, WarmUp
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 WITHOUT_MOMENTS = (".ply", ".splat", ".spz")  # formats that have no room for an optimizer's state
 NEVER = 2**31 - 1  # iterations: no run gets there
 LONGEST_WARMUP = 100  # steps: Adam's second moment, with beta 0.999, has seen enough by then
+_ABOUT_START = ("start_step", "init_rates", "init_warmup", "init_reset_opacity")
 _HEADER = 1 << 16  # bytes in which the header of a PLY ends
 
 
@@ -51,11 +53,10 @@ def is_splat(path: Path) -> bool:
 
 def check_start(config: "TrainConfig") -> None:
     """Raise InputError, naming the flag, for settings of the start that cannot be used."""
-    for name in ("start_step", "init_rates", "init_warmup", "init_reset_opacity"):
+    for name in _ABOUT_START:
         value = getattr(config, name)
         if config.init is None and value not in (None, False):
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} {value}: is about Gaussians from a file; give --init FILE")
+            raise InputError(f"{_flag(name)} {value}: is about Gaussians from a file; give --init FILE")
     if config.start_step is not None and config.start_step >= config.iterations:
         raise InputError(
             f"--start-step {config.start_step}: expected fewer than the {config.iterations} of --iterations, "
@@ -75,10 +76,10 @@ def started(config: "TrainConfig") -> "TrainConfig":
     if config.init is None or config.resume is not None:  # a run that goes on has it all in its config.json
         return config
     if not is_splat(config.init):
-        if config.init_rates is not None or config.start_step is not None:
+        if given := [_flag(name) for name in _ABOUT_START if getattr(config, name) not in (None, False)]:
             raise InputError(
                 f"--init {config.init}: a point cloud, which has no training to go on from; "
-                "leave --start-step and --init-rates away"
+                f"leave {' and '.join(given)} away"
             )
         return config
     changes: dict[str, Any] = {"init_rates": config.init_rates or "continue"}
@@ -102,8 +103,15 @@ def for_start(config: "TrainConfig", start: Splat) -> "TrainConfig":
 
 
 def read_start(path: Path, sh_degree: int) -> Splat:
-    """The Gaussians to begin with, in harmonics of this degree. Raises InputError."""
-    return read(path).with_degree(sh_degree)
+    """The Gaussians to begin with, in harmonics of this degree. Raises InputError; infinite sizes are one."""
+    splat = read(path).with_degree(sh_degree)
+    if found := diverged(splat.tensors.items()):
+        name, rows = found
+        raise InputError(
+            f"--init {path}: {name} is not finite in {rows}, expected numbers (sizes are logarithms); "
+            "remove these Gaussians"
+        )
+    return splat
 
 
 def model_of(splat: Splat) -> GaussianModel:
@@ -170,3 +178,7 @@ def _warmup_steps(config: "TrainConfig") -> int:
 def _delayed(schedule: Schedule, steps: int | None) -> Schedule:
     """`schedule` counted from a later step."""
     return Sequential((Constant(), schedule), (steps,)) if steps else schedule
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

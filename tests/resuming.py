@@ -148,7 +148,7 @@ def stopped(run: Path, step: int, folder: Path) -> Path:
 def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
     """Where two checkpoints are not the same to the bit; not the times, and where and how fast they ran."""
     if isinstance(a, Tensor):
-        if not (isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)):
+        if not (isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and same_bits(a, b)):
             yield place
     elif isinstance(a, dict):
         if not (isinstance(b, dict) and a.keys() == b.keys()):
@@ -163,6 +163,11 @@ def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
             yield from differences(*pair, f"{place}[{number}]")
     elif a != b:
         yield f"{place}: {a!r} against {b!r}"
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Zeros of another sign are others; the same NaN is the same."""
+    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)))
 
 
 def run_differences(a: Path, b: Path) -> list[str]:

@@ -104,6 +104,15 @@ def test_a_finished_run_says_so(run, capsys):
     assert (run / "metrics.json").read_bytes() == before
 
 
+def test_a_finished_run_whose_checkpoints_are_gone_does_not_begin_anew(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert main(["train", "--resume", str(copy), "--iterations", "40"]) == 2
+    assert f"{copy}: no checkpoint to go on from" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
 def test_evaluating_an_older_model_does_not_unfinish_a_run(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     metrics = json.loads((copy / "metrics.json").read_text()) | {"iterations": 7}

@@ -41,6 +41,15 @@ def test_files_are_joined_wherever_flags_stand(folder, words):
     assert read(folder / "out.ply").count == 70
 
 
+def test_several_crops_are_done_in_turn(folder):
+    first, second = "box:0,-inf,-inf,inf,inf,inf", "outside:sphere:0,0,0,3"
+    assert main(["convert", "a.ply", "--crop", first, "--crop", second, "out.ply"]) == 0
+    centres = read(folder / "a.ply").tensors["xyz"]
+    kept = centres[(centres[:, 0] >= 0) & (centres.norm(dim=1) > 3)]
+    assert 0 < len(kept) < 50
+    assert torch.equal(read(folder / "out.ply").tensors["xyz"], kept)
+
+
 def test_all_ranks_are_read_once_however_many_are_named(folder, capsys):
     assert main(["convert", "ckpt_9_rank0.pt", "ckpt_9_rank1.pt", "out.ply"]) == 0
     assert read(folder / "out.ply").count == 14
@@ -64,6 +73,16 @@ def test_harmonics_are_cut_and_it_is_said(folder, capsys):
     assert main(["convert", "a.ply", "out.ply", "--sh-degree", "1"]) == 0
     assert GaussianModel.load_ply(folder / "out.ply").max_sh_degree == 1
     assert "note      harmonics of degree 3 cut to 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "degree"), [("out.ply", 4), ("out.compressed.ply", 3), ("out.spz", 3), ("out.splat", 0)]
+)
+def test_the_degree_that_is_told_is_that_of_the_file(folder, capsys, name, degree):
+    write(folder / "four.ply", random_splat(5, degree=4))
+    assert main(["convert", "four.ply", name]) == 0
+    assert f"wrote     {name}: 5 Gaussians, SH degree {degree}, " in capsys.readouterr().out
+    assert read(folder / name).sh_degree == degree
 
 
 def test_nothing_is_overwritten_unless_asked(folder, capsys):

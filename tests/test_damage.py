@@ -1,5 +1,6 @@
 """Checkpoints that are damaged or cannot be written: what is told, and from where a run goes on."""
 
+import errno
 import os
 import warnings
 from dataclasses import replace
@@ -46,6 +47,22 @@ def test_a_damaged_newest_one_is_reported_and_the_one_before_is_used(tmp_path):
     with pytest.raises(InputError, match="no other is left"):
         checkpoint.load_latest(tmp_path)
     assert checkpoint.find(tmp_path) == paths[:2]  # nothing is renamed then
+
+
+def test_a_newest_one_that_the_disk_cannot_read_is_as_good_as_damaged(tmp_path, monkeypatch):
+    paths = [checkpoint.path_of(tmp_path, step) for step in (1, 2)]
+    for path in paths:
+        checkpoint.save(path, {"step": checkpoint.step_of(path)})
+    is_whole = checkpoint._check_kind
+
+    def worn_out(path, remedy):
+        if path == paths[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        is_whole(path, remedy)
+
+    monkeypatch.setattr(checkpoint, "_check_kind", worn_out)
+    with pytest.warns(UserWarning, match=r"step_00000002\.pt: cannot be read .Input/output error.; renamed"):
+        assert checkpoint.load_latest(tmp_path) == (paths[0], {"step": 1})
 
 
 def test_a_state_that_is_not_what_was_written_is_damaged(tmp_path):

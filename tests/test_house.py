@@ -52,7 +52,7 @@ HOUSE = {
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}
-HOUSE["warm_start"] = {"formats", "groups", "model", "optim", "schedules"}
+HOUSE["warm_start"] = {"formats", "groups", "guards", "model", "optim", "schedules"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {
     *("group_options", "joint_options", "warm_start"),
 }

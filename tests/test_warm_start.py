@@ -359,6 +359,14 @@ def test_train_says_what_it_begins_with(config, scene, tmp_path, capsys):
             {"init": "cloud.ply", "start_step": 4},
             "cloud.ply: a point cloud, which has no training to go on from",
         ),
+        (
+            {"init": "cloud.ply", "init_warmup": 3, "init_reset_opacity": True},
+            "cloud.ply: a point cloud, .*; leave --init-warmup and --init-reset-opacity away",
+        ),
+        (
+            {"init": "vast.ply"},
+            r"--init .*vast\.ply: scaling is not finite in row 2 \(1 of 7\), expected numbers",
+        ),
         ({"init": "none.ply"}, r"--init .*none\.ply: cannot be read \(No such file"),
         ({"init": "start.obj"}, r"--init .*start\.obj: no format has this ending; expected one of \.ply"),
         ({"init": "bad.pth"}, r"bad\.pth: damaged or no checkpoint"),
@@ -366,6 +374,9 @@ def test_train_says_what_it_begins_with(config, scene, tmp_path, capsys):
 )
 def test_what_cannot_be_used_is_one_line(config, scene, ply, tmp_path, given, message):
     scenes.write_points(tmp_path / "cloud.ply", np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32))
+    vast = random_splat()
+    vast.tensors["scaling"][2] = 200  # whose exponential is infinite
+    write(tmp_path / "vast.ply", vast)
     (tmp_path / "start.obj").touch()
     (tmp_path / "bad.pth").write_bytes(b"PK\3\4")
     if "init" in given:

@@ -10,7 +10,7 @@ from gsopt.commands.flags import parse
 from gsopt.commands.pruning import PruneOptions, prune
 from gsopt.editing import crop, merge, parse_transform, transform
 from gsopt.errors import InputError
-from gsopt.formats import INPUTS, OUTPUTS, Splat, check_output, files_of, read, write
+from gsopt.formats import INPUTS, OUTPUTS, Splat, check_output, files_of, most_degree, read, write
 from gsopt.regions import parse_region
 
 ABOUT = (
@@ -32,8 +32,9 @@ class ConvertConfig:
     files: Positional[tuple[Path, ...]] = ()
     """One or more files to read, which are joined, and the file to write."""
     pruning: PruneOptions = field(default_factory=PruneOptions)
-    crop: str | None = None
-    """Keep the Gaussians in a region: box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,r, FILE.npy, outside:REGION."""
+    crop: UseAppendAction[tuple[str, ...]] = ()
+    """Keep the Gaussians in a region: box:x0,y0,z0,x1,y1,z1, sphere:x,y,z,r, FILE.npy, outside:REGION; may be
+    repeated."""
     transform: UseAppendAction[tuple[str, ...]] = ()
     """Move them: scale:2, euler:0,90,0, quaternion:w,x,y,z, translate:x,y,z, matrix:...; may be repeated."""
     merge: UseAppendAction[tuple[Path, ...]] = ()
@@ -68,13 +69,13 @@ def _files_last(argv: Sequence[str]) -> list[str]:
 def run(config: ConvertConfig) -> Splat:
     """Read, change, write, report; what was written, before the losses of its format."""
     inputs, output = _checked(config)
-    region = None if config.crop is None else parse_region(config.crop, "--crop")
+    regions = [parse_region(text, "--crop") for text in config.crop]
     move = parse_transform(config.transform)
     splats = [_read(path) for path in inputs]
     splat = merge(splats)
     if config.pruning.asked:
         splat = prune(splat, config.pruning)
-    if region is not None:
+    for region in regions:
         splat = crop(splat, region)
         print(f"crop      {splat.count:,} Gaussians are in {region}")
     if config.transform:
@@ -83,8 +84,9 @@ def run(config: ConvertConfig) -> Splat:
     if config.sh_degree is not None:
         splat = splat.with_degree(config.sh_degree)
     lost = write(output, splat, config.extent)
+    degree = min(splat.sh_degree, most_degree(output))
     size = output.stat().st_size
-    print(f"wrote     {output}: {splat.count:,} Gaussians, SH degree {splat.sh_degree}, {size:,} bytes")
+    print(f"wrote     {output}: {splat.count:,} Gaussians, SH degree {degree}, {size:,} bytes")
     for note in dict.fromkeys([*splat.notes, *lost]):
         print(f"note      {note}")
     return splat

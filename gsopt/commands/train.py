@@ -8,6 +8,7 @@ from gsopt import checkpoint
 from gsopt.commands.flags import parse
 from gsopt.config import STRATEGIES, TrainConfig
 from gsopt.device import describe
+from gsopt.errors import InputError
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import FITTED_RATES, fitted_rate
@@ -74,7 +75,8 @@ def run(config: TrainConfig) -> Metrics:
 def finished(config: TrainConfig) -> int:
     """The iterations done by the run to resume, if they are all that `config` asks for; else 0.
 
-    Raises InputError for settings with which the run could not go on. Whether another --scene is the run's
+    Raises InputError for settings with which the run could not go on, and where the checkpoints of a finished
+    run are gone. Whether another --scene is the run's
     own at a new place only its photos tell: that is left to the trainer.
     """
     old = TrainConfig.of_run(config.resume)
@@ -82,6 +84,11 @@ def finished(config: TrainConfig) -> int:
     config.resolved("cpu").check_resume(old)
     folder = RunFolder.open(config.resume)
     newest = checkpoint.latest(folder.checkpoints)
+    if newest is None and folder.metrics.is_file():
+        raise InputError(
+            f"{config.resume}: no checkpoint to go on from, and beginning anew would replace the model that "
+            f"{folder.metrics} is about; give its PLY to --init in a new run, or delete that file"
+        )
     if newest is None or not folder.metrics.is_file() or config.scene.absolute() != old.scene:
         return 0
     step = checkpoint.step_of(newest)

@@ -27,14 +27,13 @@ from gsopt.formats.losses import losses
 from gsopt.formats.splat import SHAPES, Splat
 from gsopt.formats.spz import read_spz, spz
 
-__all__ = ["INPUTS", "OUTPUTS", "Splat", "check_output", "files_of", "read", "write"]
+__all__ = ["INPUTS", "OUTPUTS", "Splat", "check_output", "files_of", "most_degree", "read", "write"]
 
 _CHECKPOINTS = (own, original, gsplat_trainer, splatfacto)
 _TORCH = (".pth", ".pt", ".ckpt")
 _COMPRESSED = ".compressed.ply"
 INPUTS = (".ply", ".splat", ".spz", *_TORCH)
 OUTPUTS = (".ply", _COMPRESSED, ".splat", ".spz", ".pth", ".pt")
-_MOST_DEGREE = 3  # of all formats but PLY
 
 
 def read(path: Path) -> Splat:
@@ -77,8 +76,8 @@ def write(path: Path, splat: Splat, extent: float | None = None) -> list[str]:
     if splat.count == 0:
         raise InputError(f"{path}: no Gaussians are left to write; check --crop")
     lost = []
-    if splat.sh_degree > _MOST_DEGREE and not (suffix == ".ply" and not _is_compressed(path)):
-        splat, before = splat.with_degree(_MOST_DEGREE), len(splat.notes)
+    if suffix != ".splat" and splat.sh_degree > most_degree(path):  # of that, `losses` tells
+        splat, before = splat.with_degree(most_degree(path)), len(splat.notes)
         lost += splat.notes[before:]
     if splat.moments and not (suffix == ".pth" and original.keeps_moments(splat)):
         lost.append("the optimizer's moments are left out")
@@ -88,6 +87,14 @@ def write(path: Path, splat: Splat, extent: float | None = None) -> list[str]:
         _save(path, gsplat_trainer.to_content(splat))
         return lost
     return lost + _write_values(path, splat)
+
+
+def most_degree(path: Path) -> int:
+    """The highest band of harmonics that the format of a file to write has room for, 0 to 4."""
+    suffix = path.suffix.lower()
+    if suffix == ".splat":
+        return 0
+    return 4 if suffix == ".ply" and not _is_compressed(path) else 3
 
 
 def check_output(path: Path) -> None:
