@@ -46,6 +46,7 @@ class Recorder:
         self.trainer = trainer
         self._in_a_row = 0  # steps left out one after another
         self._last_skip = -1  # the step after which the last was
+        self._session = contextlib.ExitStack()  # the run is held in it
         self.history: list[Metrics] = []  # a test of the run each
         self._reported = (trainer.step, trainer.clock.read().get("train", 0.0))  # at the last report
 
@@ -55,11 +56,13 @@ class Recorder:
         settings = dataclasses.replace(trainer.config, resume=None, output=trainer.run.path).to_json()
         if trainer.config.resume:
             trainer.run.make()
+            self._session.enter_context(trainer.run.held())
             self._recall()
             self._unfinish()
             write_json(trainer.run.config, settings)
         else:
             trainer.run = trainer.run.claim(settings)
+            self._session.enter_context(trainer.run.held())
         cameras = [view.camera for view in (*trainer.scene.train, *trainer.scene.test)]
         write_json(trainer.run.cameras, [camera_to_json(camera, i) for i, camera in enumerate(cameras)])
         first = trainer.step + 1 if trainer.step else 0  # of the events that are written from now on
@@ -68,6 +71,11 @@ class Recorder:
             trainer.monitor.scalars({"gaussians/locked": int(trainer.model.locked.sum())}, first)
         if trainer.step == 0:
             trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
+
+    def close(self) -> None:
+        """Of TensorBoard's file, and of the run for others."""
+        self.trainer.monitor.close()
+        self._session.close()
 
     def after(self, result: StepResult | None, progress: Progress) -> None:
         """Reports, files and tests that are due after this step; None for one that was left out."""

@@ -15,12 +15,15 @@ renders/comparison.png                           a few test views: photo | rende
 renders/KIND/VIEW.png                            what `gsopt evaluate` and `gsopt render` write
 """
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,33 @@ class RunFolder:
             except OSError as error:
                 raise run._not_made(error) from error
         raise self._taken()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other session trains in this run: two would write each other's files.
+
+        The system lets go of it when the process ends, however it ends. Where the file system has no locks, a
+        warning says so. Raises InputError where another session is at it.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            self._lock(folder)
+            yield
+        finally:
+            os.close(folder)
+
+    def _lock(self, folder: int) -> None:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.path}: another session trains in this run; wait until it ends, or stop it"
+            ) from None
+        except OSError as error:
+            warnings.warn(
+                f"{self.path}: cannot be locked ({error.strerror}); let no other session train in it",
+                stacklevel=2,
+            )
 
     def make(self) -> None:
         """The folder itself, which may be there. Raises InputError where it cannot be made."""

@@ -236,7 +236,7 @@ class Trainer:
                 return recorder.finish()
             finally:
                 progress.close()
-                self.monitor.close()
+                recorder.close()
 
     @property
     def sh_degree(self) -> int:

@@ -210,7 +210,7 @@ def test_an_extended_run_killed_before_its_end_is_not_taken_for_finished(ball, t
     while trainer.step < 5:
         trainer.train_step()
     recorder._save_checkpoint()  # and here it is killed
-    trainer.monitor.close()
+    recorder.close()
     assert read_json(run / "metrics_3.json")["iterations"] == 3
     capsys.readouterr()
     assert main(["train", "--resume", str(run), *flags]) == 0

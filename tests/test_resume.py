@@ -129,3 +129,37 @@ def test_tests_of_earlier_sessions_are_kept(config):
 def test_settings_that_cannot_be_used(config, changes, message):
     with pytest.raises(InputError, match=message):
         Trainer(replace(config, **changes))
+
+
+def files_of(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_run_belongs_to_one_session_at_a_time(config):
+    first = Trainer(config)
+    first.train()
+    with first.run.held():
+        before = files_of(first.run.path)
+        with pytest.raises(InputError, match="run: another session trains in this run; wait until it ends"):
+            resumed(config).train()
+        assert files_of(first.run.path) == before
+    assert resumed(config).train()["iterations"] == 9
+
+
+def test_a_run_is_held_while_it_trains_and_free_after_a_failure(config):
+    trainer = Trainer(config)
+    step, seen = trainer.train_step, []
+
+    def watched():
+        with pytest.raises(InputError, match="another session"), trainer.run.held():
+            pass
+        seen.append(trainer.step)
+        if len(seen) == 3:
+            raise RuntimeError("a mistake")
+        return step()
+
+    trainer.train_step = watched
+    with pytest.raises(RuntimeError, match="a mistake"):
+        trainer.train()
+    with trainer.run.held():
+        assert seen == [0, 1, 2]
