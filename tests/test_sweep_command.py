@@ -90,7 +90,7 @@ def done(interrupted, flags):
         while trainer.step < 6:
             recorder.after(trainer.train_step(), progress)
     recorder.save()
-    trainer.monitor.close()
+    recorder.close()
     assert sweep(*flags[:-1], folder, "--jobs", 2) == 0
     whole = Trainer(replace(config, output=folder.parent / "whole")).train()
     return folder, first, whole
