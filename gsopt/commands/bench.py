@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gsopt.bench import monitoring, quality, refinement, report, studies, tables, variants
 from gsopt.bench.machine import Probes, describe_machine
@@ -11,7 +11,7 @@ from gsopt.bench.measure import Case, measure_case
 from gsopt.bench.scenes import Size, all_bands, parse_size, still, trainer_of
 from gsopt.commands.flags import parse
 from gsopt.config import TrainConfig
-from gsopt.device import cpu_count, pick_device
+from gsopt.device import DeviceName, cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.rundir import write_json
 from gsopt.settings import to_json
@@ -39,8 +39,8 @@ class BenchConfig:
     """PLY to start from instead of the scene's points: a point cloud, or a splat."""
     resolution: int | None = None
     """Longest side of the scene's images in pixels; default as in train."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one."""
+    device: DeviceName = "auto"
+    """auto: CUDA where torch sees a device and gsplat can be imported, else the CPU."""
     threads: tuple[int, ...] | None = None
     """Processors the kernel uses, default all; several give a table, and the rest uses the most of them."""
     rounds: int = 6

@@ -1,5 +1,12 @@
-"""The rasterizer on CUDA: gsplat. The only file that imports it."""
+"""The rasterizer on CUDA: gsplat. The only file that imports it.
 
+For gsplat 1.5.3 and later 1.5 releases. The call also fits the signature that 1.6 has in development; of
+that nothing else was tried. docs/cuda.md says what of this is checked, and how.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,6 +15,8 @@ from torch import Tensor
 from gsopt.errors import InputError, MissingExtra
 from gsopt.render import reference
 from gsopt.render.call import RenderCall
+
+SUPPORTED = ">=1.5.3,<1.7"  # versions of gsplat, as the extra "cuda" in setup.py has them
 
 
 def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -33,11 +42,22 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
             "rendering on CUDA: gsplat has no compiled kernels, and no CUDA toolkit (nvcc) to build them: "
             "install the toolkit, or a wheel of gsplat that is built for this torch and CUDA"
         )
+    if not _takes_channel_chunk(gsplat.rasterization):
+        del arguments["channel_chunk"]
     return gsplat.rasterization(**arguments)
 
 
+@cache
+def _takes_channel_chunk(rasterization: Callable[..., Any]) -> bool:
+    """Whether gsplat lets us choose how many channels it composites at once: 1.6 chooses by itself."""
+    return "channel_chunk" in inspect.signature(rasterization).parameters
+
+
 def gsplat_arguments(call: RenderCall) -> dict[str, Any]:
-    """The keyword arguments of `gsplat.rasterization` for a checked call.
+    """The keyword arguments of `gsplat.rasterization` 1.5.3 for a checked call.
+
+    Tensors are handed over as they are: what is frozen requires no gradient, so gsplat's backward pass gives
+    none to it.
 
     Raises:
         NotImplementedError: `Ks` requires grad, which gsplat would ignore; or `absgrad` with more channels
@@ -79,7 +99,7 @@ def gsplat_arguments(call: RenderCall) -> dict[str, Any]:
         "tile_size": call.tile_size,
         "backgrounds": call.backgrounds,
         "render_mode": call.render_mode,
-        "sparse_grad": call.sparse_grad,
+        "sparse_grad": False,
         "absgrad": call.absgrad,
         "rasterize_mode": call.rasterize_mode,
         "channel_chunk": call.channel_chunk,

@@ -191,7 +191,7 @@ class MCMCStrategy(Strategy):
         rows = torch.nonzero(moving).flatten()
         if not len(rows):
             return
-        draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz)
+        draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz, non_blocking=True)
         strength = gate.index_select(0, rows)[:, None] * (rate * self.noise_lr / self.scene_scale**2)
         shape = (getattr(model, name).index_select(0, rows) for name in ("rotation", "scaling"))
         model.xyz.index_add_(0, rows, along_covariance(*shape, draws * strength))
@@ -255,7 +255,8 @@ def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _binomials() -> Tensor:
     """C(n, k), 0 for k > n. float64 [52, 52]"""
     numbers = range(MOST_SHARES + 1)
-    return torch.tensor([[math.comb(n, k) for k in numbers] for n in numbers], dtype=torch.float64)
+    rows = [[math.comb(n, k) for k in numbers] for n in numbers]
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _learning_rate(optimizer: Optimizer | None, parameter: nn.Parameter) -> float:
