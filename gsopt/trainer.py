@@ -98,7 +98,7 @@ class Trainer:
             if start is not None:
                 self.config = config = for_start(config, start)
             if model is None:
-                model = GaussianModel() if saved else config.first_model(scene, start)
+                model = GaussianModel(device=self.device) if saved else config.first_model(scene, start)
             self.scene, self.model = scene, model.to(self.device)
             self.joint = Joint.of_config(config, scene, self.model, read=not saved)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]

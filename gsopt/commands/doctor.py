@@ -19,7 +19,9 @@ from gsopt.errors import InputError
 from gsopt.native import build
 from gsopt.render.cuda import SUPPORTED
 
-ABOUT = "Say what there is to train with (torch, CUDA, gsplat, compiler, kernel, extras), and what a run uses."
+ABOUT = (
+    "What there is to train with (torch, CUDA, gsplat, compiler, kernel, extras), and what a run uses."
+)
 EXTRAS = {"cuda": "gsplat", "compiler": "ziglang", "plots": "matplotlib", "spz": "zstandard"}  # of setup.py
 
 
@@ -44,7 +46,7 @@ def run(config: DoctorConfig) -> dict[str, Any]:
 
 
 def examine() -> dict[str, Any]:
-    """All that there is, as plain values; None for what is missing. Compiles the kernel if it is not built."""
+    """All that there is, as plain values; None for what is missing. Compiles the kernel where it has to."""
     chosen = choose_device("auto")
     return {
         "gsopt": _version("gsopt"),
@@ -73,12 +75,13 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"{card['name']} ({card['memory_bytes'] / 2**30:.0f} GiB, compute capability {card['capability']})"
         for card in cuda["devices"]
     )
+    built = f"CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "the CPU"
     extras = (f"{name} {number or 'not installed'}" for name, number in found["extras"].items())
     uses = found["uses"]
     return [
         f"gsopt     {found['gsopt'] or 'not installed'}, Python {found['python']}, {found['system']}",
         f"cpu       {found['cpu']}, {found['threads']} threads",
-        f"torch     {found['torch']}, built for {'CUDA ' + cuda['torch_cuda'] if cuda['torch_cuda'] else 'CPU'}",
+        f"torch     {found['torch']}, built for {built}",
         f"CUDA      {cards or cuda['trouble']}",
         f"nvcc      {cuda['nvcc'] or 'none (gsplat needs it where its kernels are not built yet)'}",
         f"gsplat    {gsplat['version'] or 'not installed'} (supported: {gsplat['supported']})",
