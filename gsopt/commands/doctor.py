@@ -19,9 +19,7 @@ from gsopt.errors import InputError
 from gsopt.native import build
 from gsopt.render.cuda import SUPPORTED
 
-ABOUT = (
-    "What there is to train with (torch, CUDA, gsplat, compiler, kernel, extras), and what a run uses."
-)
+ABOUT = "What there is to train with (torch, CUDA, gsplat, compiler, kernel, extras), and what a run uses."
 EXTRAS = {"cuda": "gsplat", "compiler": "ziglang", "plots": "matplotlib", "spz": "zstandard"}  # of setup.py
 
 

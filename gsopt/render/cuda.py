@@ -32,19 +32,36 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
         return reference.render(call)  # gsplat divides by the number of Gaussians
     try:
         import gsplat
-        from gsplat.cuda._backend import _C
     except ModuleNotFoundError as error:
         if error.name != "gsplat":
             raise
         raise MissingExtra("gsplat", "cuda", "rendering on CUDA") from error
-    if _C is None:
-        raise InputError(
-            "rendering on CUDA: gsplat has no compiled kernels, and no CUDA toolkit (nvcc) to build them: "
-            "install the toolkit, or a wheel of gsplat that is built for this torch and CUDA"
-        )
+    _require_kernels()
     if not _takes_channel_chunk(gsplat.rasterization):
         del arguments["channel_chunk"]
     return gsplat.rasterization(**arguments)
+
+
+@cache
+def _require_kernels() -> None:
+    """Let gsplat load its kernels, or build them at the first use of a version: that takes minutes.
+
+    Raises:
+        gsopt.errors.InputError: it cannot.
+    """
+    remedy = "install the toolkit, or a wheel of gsplat that is built for this torch and CUDA"
+    try:
+        from gsplat.cuda._backend import _C
+    except (ImportError, OSError, RuntimeError) as error:  # what building an extension of torch raises
+        reason = " ".join(str(error).split())[-300:]
+        raise InputError(
+            f"rendering on CUDA: gsplat could not build its kernels ({reason}): {remedy}"
+        ) from error
+    if _C is None:
+        raise InputError(
+            "rendering on CUDA: gsplat has no compiled kernels, and no CUDA toolkit (nvcc) to build them: "
+            + remedy
+        )
 
 
 @cache
@@ -76,7 +93,7 @@ def gsplat_arguments(call: RenderCall) -> dict[str, Any]:
     if isinstance(colors, tuple):
         colors = torch.cat(colors, dim=-2)  # [(C,) N, K, 3]
     shapes = (call.quats, call.scales) if call.covars is None else (call.covars,)
-    geometry = (means, *shapes, call.opacities, call.viewmats)
+    geometry = (means, *shapes, call.viewmats)
     if grad and not any(tensor.requires_grad for tensor in geometry):
         # gsplat gives means2d a gradient only when the projection has one to compute; densification needs it.
         means = means.detach().requires_grad_()
