@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gsopt.bench import monitoring, quality, refinement, report, studies, tables, variants
+from gsopt.bench.gsplat_trainer import measure_gsplat
 from gsopt.bench.machine import Probes, describe_machine
 from gsopt.bench.measure import Case, measure_case
 from gsopt.bench.scenes import Size, all_bands, parse_size, still, trainer_of
@@ -57,6 +58,8 @@ class BenchConfig:
     """What TensorBoard costs: steps that write its events beside steps that do not."""
     time_to_quality: tuple[float, ...] | None = None
     """Train the scene; seconds and iteration at which the test views first reach each of these PSNRs (dB)."""
+    gsplat: Literal["auto", "on", "off"] = "auto"
+    """Beside each of --sizes, a step with the settings of gsplat's own trainer; auto: on CUDA."""
     strategies: bool = False
     """Table: train the scene with every strategy; what part of the time each takes."""
     iterations: int = 2_000
@@ -137,6 +140,8 @@ def _cases(
     for size in sizes:
         trainer = trainer_of(size, device=device, threads=threads)
         yield measure_case(size.name, trainer, probes, config.rounds, config.steps)
+        if config.gsplat == "on" or (config.gsplat == "auto" and trainer.device.type != "cpu"):
+            yield measure_gsplat(size, trainer.device, config.rounds, config.steps)
     if config.scene is not None:
         settings = still(scene_settings(config, device, threads))
         trainer = all_bands(Trainer(settings))
