@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gsopt.datasets import Scene, load_scene
 from gsopt.datasets.ply import load_points
+from gsopt.device import DeviceName
 from gsopt.errors import InputError
 from gsopt.formats import Splat
 from gsopt.freeze_windows import parse_freezes
@@ -42,7 +43,7 @@ from gsopt.settings import differences, from_json, to_json
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
-DEFAULT_RESOLUTION = {"cuda": 1600, "cpu": 640}  # pixels of the longest side
+DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
@@ -79,8 +80,8 @@ class TrainConfig:
     """Scale settings as if the run had so many iterations; default: as many as it has."""
     seed: int = 0
     """Of every random choice: the same seed gives the same bits on a CPU."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one."""
+    device: DeviceName = "auto"
+    """auto: CUDA where torch sees a device and gsplat can be imported, else the CPU."""
     deterministic: bool = False
     """On CUDA: algorithms of torch that repeat their bits, where it has such; slower. A CPU always does."""
     threads: int | None = None
@@ -249,7 +250,7 @@ class TrainConfig:
             resolve_steps(self, length),
             schedule_iterations=length,
             **{part: resolve_steps(getattr(self, part), length) for part in STRATEGIES.values()},
-            resolution=self.resolution or DEFAULT_RESOLUTION[device_type],
+            resolution=self.resolution or (CPU_RESOLUTION if device_type == "cpu" else DEFAULT_RESOLUTION),
             test_iterations=first if self.test_iterations is None else self.test_iterations,
             save_iterations=first if self.save_iterations is None else self.save_iterations,
             output=self.resume or self.output,
@@ -309,7 +310,7 @@ class TrainConfig:
     def plain_background(self, scene: Scene) -> Tensor:
         """[3] colour behind the Gaussians; for random backgrounds the one to look at them: that of "auto"."""
         white = self.background == "white" or (self.background in ("auto", "random") and scene.has_alpha)
-        return torch.ones(3) if white else torch.zeros(3)
+        return torch.full((3,), float(white), device="cpu")
 
     def render_options(self) -> dict[str, Any]:
         """Arguments of `rasterization` that are the same for every image."""

@@ -56,19 +56,17 @@ class Joint:
 
         Raises InputError where the background's file cannot be used.
         """
-        views = len(scene.train)
+        views, device = len(scene.train), model.xyz.device
         background = None
         if config.background_model is not None:
-            background = GaussianModel.load_ply(config.background_model) if read else GaussianModel()
-        joint = cls(
+            path = config.background_model
+            background = GaussianModel.load_ply(path, device=device) if read else GaussianModel(device=device)
+        return cls(
             model,
-            poses=PoseRefiner(views, scene.extent) if config.optimize_poses else None,
-            exposure=Exposure(views) if config.exposure else None,
+            poses=PoseRefiner(views, scene.extent, device) if config.optimize_poses else None,
+            exposure=Exposure(views, device=device) if config.exposure else None,
             background_model=background,
         )
-        for side in joint.sides.values():
-            side.to(model.xyz.device)
-        return joint
 
     @property
     def sides(self) -> dict[str, nn.Module]:

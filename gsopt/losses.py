@@ -75,7 +75,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     x = image.movedim(-1, 0)[:, None]  # [3, 1, H, W]
     y = _as_float(target, image).movedim(-1, 0)[:, None]
     maps = torch.cat([x, y, x * x, y * y, x * y])  # [15, 1, H, W]
-    taps = torch.tensor(_window(), dtype=image.dtype, device=image.device)
+    taps = _taps(image.dtype, image.device)
     half = SSIM_WINDOW // 2
     maps = F.conv2d(maps, taps.view(1, 1, -1, 1), padding=(half, 0))
     maps = F.conv2d(maps, taps.view(1, 1, 1, -1), padding=(0, half))
@@ -91,6 +91,12 @@ def _window() -> tuple[float, ...]:
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device="cpu") - SSIM_WINDOW // 2
     taps = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     return tuple((taps / taps.sum()).tolist())
+
+
+@cache
+def _taps(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The window on a device, copied to it once: each copy would wait for the device."""
+    return torch.tensor(_window(), dtype=dtype, device=device)
 
 
 def _as_float(target: Tensor, like: Tensor) -> Tensor:

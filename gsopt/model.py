@@ -305,7 +305,7 @@ def _neighbour_log_distance(xyz: Tensor) -> Tensor:
 
     neighbours = min(3, len(xyz) - 1)
     if neighbours == 0:
-        return torch.full((1,), math.log(LONE_SCALE))
+        return torch.full((1,), math.log(LONE_SCALE), device="cpu")
     points = xyz.double().numpy()
     distances, _ = cKDTree(points).query(
         points, k=neighbours + 1, workers=-1

@@ -33,7 +33,8 @@ def se3_exp(twists: Tensor) -> Tensor:
     left = eye + b * cross + c * cross2  # the left Jacobian V
     # Products and sums element by element: a matrix product would add in an order of its own choice.
     translation = (left * rho[..., None, :]).sum(-1, keepdim=True)  # [..., 3, 1]
-    last = twists.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*twists.shape[:-1], 1, 4)
+    # Not by new_tensor: that copies from the CPU, and waits for another device to take it.
+    last = torch.eye(4, dtype=twists.dtype, device=twists.device)[3:].expand(*twists.shape[:-1], 1, 4)
     return torch.cat([torch.cat([rotation, translation], dim=-1), last], dim=-2)
 
 
@@ -70,7 +71,7 @@ class PoseRefiner(nn.Module):
     @property
     def twists(self) -> Tensor:
         """Rotation vectors in radians and translations in world units. [V, 6]"""
-        return self.delta * self.delta.new_tensor([1.0] * 3 + [self.scale] * 3)
+        return torch.cat([self.delta[..., :3], self.delta[..., 3:] * self.scale], dim=-1)
 
     def forward(self, viewmats: Tensor, views: int | Tensor) -> Tensor:
         """World-to-camera matrices as refined, differentiable in `delta`.

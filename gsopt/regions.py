@@ -60,11 +60,11 @@ class Region:
         """
         centres = xyz.detach().to("cpu", torch.float32)
         if self.kind == "box":
-            low, high = torch.tensor(self.numbers, dtype=torch.float32).view(2, 3)
+            low, high = torch.tensor(self.numbers, dtype=torch.float32, device="cpu").view(2, 3)
             mask = ((centres >= low) & (centres <= high)).all(dim=1)
         elif self.kind == "sphere":
             *centre, radius = self.numbers
-            apart = centres.double() - torch.tensor(centre, dtype=torch.float64)
+            apart = centres.double() - torch.tensor(centre, dtype=torch.float64, device="cpu")
             mask = apart.square().sum(dim=1) <= radius * radius
         elif self.path.suffix.lower() == ".npy":
             mask = _array_rows(self, len(centres))

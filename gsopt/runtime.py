@@ -66,6 +66,11 @@ class ViewOrder:
             self.queue = torch.randperm(self.count, generator=self.generator, device="cpu").tolist()
         return self.queue.pop()
 
+    @property
+    def following(self) -> int | None:
+        """Index that `next` will give; None where that is not drawn yet."""
+        return self.queue[-1] if self.queue else None
+
     def before(self, views: int) -> Callable[[], None]:
         """A function that takes the next `views` back; call it before any more are asked for."""
         queue = list(self.queue)

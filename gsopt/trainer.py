@@ -31,6 +31,7 @@ from gsopt.device import cpu_count, deterministic, pick_device
 from gsopt.direct import DirectView
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene
+from gsopt.feed import PhotoFeed
 from gsopt.formats import Splat
 from gsopt.group_options import attribute_name
 from gsopt.groups import apply_freezes, build_groups, build_scheduler
@@ -83,7 +84,7 @@ class Trainer:
         if config.scene is None and scene is not None:
             config = dataclasses.replace(config, scene=scene.path)
         config.check()
-        self.device = pick_device(config.device)
+        self.device = pick_device(config.device, config.backend)
         self.config = config = config.resolved(self.device.type)
         self.threads = config.threads or cpu_count()
         use_kernel_threads(self.threads, self.device, config.backend)
@@ -98,7 +99,7 @@ class Trainer:
                 self.config = config = for_start(config, start)
             of_points = model is None and start is None and not saved
             if model is None:
-                model = GaussianModel() if saved else config.first_model(scene, start)
+                model = GaussianModel(device=self.device) if saved else config.first_model(scene, start)
             self.scene, self.model = scene, model.to(self.device)
             self.joint = Joint.of_config(config, scene, self.model, read=not saved)
         self.background = config.plain_background(self.scene).to(self.device)  # [3]
@@ -112,8 +113,8 @@ class Trainer:
         self.step = config.start_step or 0
         self.skipped = 0  # of the steps done, those that were left out
         self.whole = True  # False in the middle of an update
-        self.views = ViewPyramid(self.scene.train)
         self.order = ViewOrder(len(self.scene.train), config.seed)
+        self.feed = PhotoFeed(ViewPyramid(self.scene.train), self.order, self.device)
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
         self.monitor = Monitor(None)
         self.start_notes: list[str] = []  # on Gaussians from a file
@@ -161,9 +162,8 @@ class Trainer:
         Returns the loss's terms and "total", the image and the photo.
         """
         number = self.order.next()
-        view = self.views.view(number, self.reduction)
         background = self._view_background()
-        photo = self._photo(view, background)
+        view, photo = self.feed.take(number, self.reduction, background)
 
         grad2d = self.strategy.needs_grad2d(self.step)
         weight, degree = self.config.ssim_weight, self.sh_degree
@@ -340,13 +340,8 @@ class Trainer:
     def _view_background(self) -> Tensor:
         """[3] behind the Gaussians in the next view."""
         if self.config.background == "random":
-            return torch.rand(3, generator=self.generator, device="cpu").to(self.device)
+            return torch.rand(3, generator=self.generator, device="cpu").to(self.device, non_blocking=True)
         return self.background
-
-    def _photo(self, view: View, background: Tensor) -> Tensor:
-        """[H, W, 3] to be matched: uint8 as it was read, or float32 where composited on the background."""
-        photo = view.rgb(background.cpu()) if view.image.shape[-1] == 4 else view.image
-        return photo.to(self.device)
 
     def _saved_state(self) -> dict | None:
         """What the newest checkpoint of the run to resume holds; None for a new run and one that has none."""

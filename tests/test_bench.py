@@ -8,6 +8,8 @@ import torch
 
 from gsopt import native
 from gsopt.bench import machine, measure, model, quality, studies, tables, variants
+from gsopt.bench.gsplat_trainer import GsplatTimer, measure_gsplat
+from gsopt.bench.marks import STAGES, TrainerMarks
 from gsopt.bench.scenes import SIZES, parse_size, synthetic, trainer_of
 from gsopt.errors import InputError
 
@@ -265,3 +267,47 @@ def test_the_first_test_that_reaches_a_quality(psnr, expected):
         {"iteration": 30, "seconds": 4.0, "psnr": 22.0},
     ]
     assert quality.first_reaching(history, psnr) == expected
+
+
+# ------------------------------------------------------------------------- as on CUDA: stages by marks
+
+
+def test_marks_of_a_step_are_all_of_it_but_a_rest(monkeypatch):
+    """On the plain path of another device, by the CPU's clock; events take its place on CUDA."""
+    trainer = trainer_of(parse_size("40@24x16"), device="cpu", threads=1, backend="reference")
+    own = set(vars(trainer.strategy)) | set(vars(trainer.joint)) | set(vars(trainer.feed))
+    timer = measure.Timer(trainer)
+    timer.on_cpu, timer.marks = False, TrainerMarks(trainer)
+    with timer:
+        timer.warm_up(2)
+        steps = [timer.step() for _ in range(3)]
+    for step in steps:
+        assert list(step.stages) == list(STAGES)
+        assert 0 < sum(step.stages.values()) <= step.seconds
+        assert min(step.stages[name] for name in ("render", "loss", "backward", "optimizer")) > 0
+        assert step.parts.keys() == {*STAGES, measure.GLUE}
+    assert set(vars(trainer.strategy)) | set(vars(trainer.joint)) | set(vars(trainer.feed)) == own
+    case = measure.Case("small", 40, 24, 16, [steps], [], {"peak": 1})
+    assert "  backward" in "\n".join(tables.case_lines(case))
+
+
+def test_a_step_with_gsplats_settings_has_the_same_to_do():
+    """Its loss, gradients and statistics are those of our own first step over the same view."""
+    size = parse_size("200@40x24")
+    timer, trainer = GsplatTimer(size, torch.device("cpu")), trainer_of(size, device="cpu", threads=1)
+    trainer.order.queue = list(timer.order.queue) or [0]
+    timer.order.queue = list(trainer.order.queue)
+    loss = timer.train_step()
+    assert loss == pytest.approx(trainer.train_step().loss.item(), rel=1e-5)
+    ours, theirs = trainer.strategy.state_dict(), timer.statistics.rows
+    torch.testing.assert_close(theirs["count"], ours["count"])
+    torch.testing.assert_close(theirs["grad2d"], ours["grad2d"], rtol=1e-3, atol=1e-7)
+    for optimizer, (name, parameter) in zip(timer.optimizers, timer.model.named_parameters(), strict=True):
+        moments = trainer.optimizer.state[trainer.model.get_parameter(name)]
+        torch.testing.assert_close(
+            optimizer.state[parameter]["exp_avg"], moments["exp_avg"], rtol=1e-3, atol=1e-8
+        )
+    found = measure_gsplat(size, torch.device("cpu"), rounds=2, steps=2)
+    assert len(found.steps) == 4
+    assert found.parts["render"] > 0
+    json.dumps(found.to_json(), allow_nan=False)

@@ -40,6 +40,8 @@ def run(ball, tmp_path_factory):
 def test_train_says_what_it_does(ball, tmp_path, capsys):
     gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, *QUICK)
     out = capsys.readouterr().out
+    assert out.startswith("device    CPU, ")
+    assert "(not CUDA: " in out.splitlines()[0]
     for word in (
         "6 training, 2 test views",
         "60 Gaussians",

@@ -75,7 +75,7 @@ def test_the_cases_are_what_they_say(ball, tmp_path):
     trainer = Trainer(TrainConfig.of_run(run))
     factors = []
     for trainer.step in range(1, 12):
-        factors.append(trainer.views.view(0, trainer.reduction).camera.width)
+        factors.append(trainer.feed.views.view(0, trainer.reduction).camera.width)
     assert sorted(set(factors)) == [6, 12, 24]
     assert factors == sorted(factors)
 

@@ -1,6 +1,7 @@
 """The house: who may import whom, how long a file may be, what importing costs, where CUDA is named."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ HOUSE = {
     "losses": {"native"},
     "metrics": {"losses"},
     "runtime": {"device", "native"},
+    "feed": {"cameras", "datasets", "device", "runtime"},
     "cameras": {"geometry"},
     "datasets": {"cameras", "geometry", "text"},
     "render": {"cameras", "geometry", "native"},
@@ -43,7 +45,7 @@ HOUSE = {
     "guards": {"locks", "model", "native"},
     "poses": set(),
     "exposure": {"runtime"},
-    "optim": {"native"},
+    "optim": {"device", "native"},
     "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "direct": {"cameras", "losses", "model", "native", "render"},
@@ -146,6 +148,7 @@ def test_who_never_knows_whom(rule, part, never):
 
 
 def test_gsplat_is_imported_in_one_file_only():
+    """`device` only asks whether it can be imported."""
     users = {str(path.relative_to(PACKAGE)) for path in sources() if "gsplat" in packages(path)}
     assert users <= {"render/cuda.py"}
 
@@ -158,6 +161,18 @@ def test_cuda_is_called_in_two_files_only():
         if any(isinstance(node, ast.Attribute) and node.attr == "cuda" for node in ast.walk(tree)):
             users.add(str(path.relative_to(PACKAGE)))
     assert users <= {"render/cuda.py", "device.py"}
+
+
+def test_cuda_is_named_in_three_files_only():
+    """As a value: the name of a device type, of a backend. Messages and documentation may speak of it."""
+    users = set()
+    for path in sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        if any(isinstance(name, str) and re.fullmatch("cuda(:[0-9]*)?", name.lower()) for name in names):
+            users.add(str(path.relative_to(PACKAGE)))
+    # The command `doctor` reports on CUDA under that name.
+    assert users == {"render/cuda.py", "render/__init__.py", "device.py", "commands/doctor.py"}
 
 
 @pytest.mark.parametrize("folder", ["gsopt", "scripts", "tests", "data"])

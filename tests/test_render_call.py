@@ -115,7 +115,6 @@ BAD = [
         "rasterize_mode: expected one of classic, antialiased, found 'fast'",
     ),
     ({"camera_model": "fish"}, ValueError, "camera_model: expected one of pinhole, .* found 'fish'"),
-    ({"sparse_grad": True, "packed": False}, ValueError, "sparse_grad: expected packed=True with it"),
     ({"backend": "gpu"}, ValueError, "backend: expected one of reference, cpu, cuda or None, found 'gpu'"),
     ({"backend": "cuda"}, ValueError, "backend: 'cuda' needs float32 tensors on a CUDA device, found .* cpu"),
 ]

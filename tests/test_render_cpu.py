@@ -275,7 +275,6 @@ def test_frames_are_used_again():
     ("change", "argument"),
     [
         ({"covars": torch.eye(3).expand(50, 3, 3)}, "covars"),
-        ({"packed": True, "sparse_grad": True}, "sparse_grad"),
         ({"colors": torch.zeros(50, 25, 3), "sh_degree": 4}, "sh_degree"),
         ({"Ks": torch.eye(3)[None].requires_grad_()}, "Ks"),
         ({"colors": torch.zeros(50, 33)}, "absgrad"),

@@ -13,6 +13,14 @@ from gsopt.render import cuda
 from gsopt.render.call import RenderCall
 
 
+@pytest.fixture(autouse=True)
+def ask_anew():
+    """Whether there are kernels is asked once in a process."""
+    cuda._require_kernels.cache_clear()
+    yield
+    cuda._require_kernels.cache_clear()
+
+
 def cuda_arguments(**changes) -> dict:
     return cuda.gsplat_arguments(RenderCall(**arguments(**changes)))
 
@@ -52,7 +60,7 @@ def test_gsplat_gets_one_tensor_of_harmonics():
 def test_gsplat_gets_something_to_differentiate_the_projection_by(trained):
     values = {} if trained is None else {trained: arguments()[trained].requires_grad_()}
     handed = cuda_arguments(**values)
-    assert handed["means"].requires_grad == (trained in (None, "means"))
+    assert handed["means"].requires_grad == (trained in (None, "means", "opacities"))
     assert handed["means"].is_leaf
     with torch.no_grad():
         assert not cuda_arguments()["means"].requires_grad
@@ -95,6 +103,13 @@ def test_gsplat_without_kernels_says_what_to_install(monkeypatch):
     with pytest.raises(
         InputError, match=r"gsplat has no compiled kernels.*: install the toolkit, or a wheel"
     ):
+        cuda.render(RenderCall(**arguments()))
+
+
+def test_gsplat_that_cannot_build_its_kernels_says_why(monkeypatch):
+    fake_gsplat(monkeypatch, kernels=object())
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", None)  # importing it raises ImportError
+    with pytest.raises(InputError, match=r"gsplat could not build its kernels \(.*_backend.*: install the"):
         cuda.render(RenderCall(**arguments()))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gsopt import native
 from gsopt.bench.machine import Probes, Speed
+from gsopt.bench.marks import TrainerMarks
 from gsopt.bench.model import cost_of, counts
 from gsopt.bench.scenes import VIEWS
 from gsopt.device import peak_memory, reset_peak_memory, synchronize
@@ -24,7 +25,7 @@ class Step:
     """One training step."""
 
     seconds: float
-    stages: dict[str, float]  # seconds by stage of the kernel; empty on CUDA
+    stages: dict[str, float]  # seconds by stage: of the kernel, or as `bench.marks` has them on CUDA
     optimizer: float  # seconds in optimizer.step()
     work: dict[str, int]  # `native.Frame.work`; empty on CUDA
 
@@ -43,15 +44,23 @@ class Timer:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.on_cpu = trainer.device.type == "cpu"
+        self.marks = None if self.on_cpu else TrainerMarks(trainer)
         self._optimizer = self._begun = 0.0
         before, after = self._before_optimizer, self._after_optimizer
         optimizer = trainer.optimizer
         self._hooks = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     def __enter__(self) -> "Timer":
+        if self.marks is not None:
+            self.marks.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.marks is not None:
+            self.marks.__exit__()
+        self._unhook()
+
+    def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
@@ -63,17 +72,21 @@ class Timer:
                 self.trainer.train_step()
             synchronize(self.trainer.device)
             if self._stages().get("optimizer") != before.get("optimizer"):  # the kernel measures it: no hooks
-                self.__exit__()
+                self._unhook()
 
     def step(self) -> Step:
         """One timed step, with torch on one thread as `Trainer.train` has it."""
         before = self._stages()
         with torch_threads(1):
             begin = time.perf_counter()
+            if self.marks is not None:
+                self.marks.begin()
             self.trainer.train_step()
             synchronize(self.trainer.device)
             seconds = time.perf_counter() - begin
         stages = {name: value - before[name] for name, value in self._stages().items()}
+        if self.marks is not None:
+            stages = self.marks.seconds()
         return Step(seconds, stages, self._optimizer, native.Frame.idle_work())
 
     def _stages(self) -> dict[str, float]:

@@ -39,7 +39,8 @@ def machine_lines(machine: Mapping[str, Any]) -> list[str]:
 
 def case_lines(case: Case) -> list[str]:
     """A case: its step, its work, the machine in its time, and its stages."""
-    return ["", *_step_lines(case), *_speed_lines(case), *(_stage_table(case) if case.work else [])]
+    has_stages = any(step.stages for step in case.steps)
+    return ["", *_step_lines(case), *_speed_lines(case), *(_stage_table(case) if has_stages else [])]
 
 
 def _step_lines(case: Case) -> list[str]:
@@ -59,7 +60,7 @@ def _step_lines(case: Case) -> list[str]:
         )
     names = {"frames": "kernel buffers", "peak": "peak on the card"}
     held = ", ".join(f"{names[name]} {nbytes / 1e6:,.1f} MB" for name, nbytes in case.memory.items())
-    return [*lines, f"  memory   {held}"]
+    return [*lines, *([f"  memory   {held}"] if held else [])]
 
 
 def _speed_lines(case: Case) -> list[str]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
     "convert": "files of Gaussians of every program into each other, cropped, moved, joined",
     "bench": "how long a training step takes, stage by stage",
+    "doctor": "what there is to train with on this machine, and what a run uses",
 }
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gsopt.bench import monitoring, quality, refinement, report, studies, tables, variants
+from gsopt.bench.gsplat_trainer import measure_gsplat
 from gsopt.bench.machine import Probes, describe_machine
 from gsopt.bench.measure import Case, measure_case
 from gsopt.bench.scenes import Size, all_bands, parse_size, still, trainer_of
 from gsopt.commands.flags import parse
 from gsopt.config import STRATEGIES, TrainConfig
-from gsopt.device import cpu_count, pick_device
+from gsopt.device import DeviceName, cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.rundir import write_json
 from gsopt.settings import to_json
@@ -42,8 +43,8 @@ class BenchConfig:
     """PLY to start from instead of the scene's points: a point cloud, or a splat."""
     resolution: int | None = None
     """Longest side of the scene's images in pixels; default as in train."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one."""
+    device: DeviceName = "auto"
+    """auto: CUDA where torch sees a device and gsplat can be imported, else the CPU."""
     threads: tuple[int, ...] | None = None
     """Processors the kernel uses, default all; several give a table, and the rest uses the most of them."""
     rounds: int = 6
@@ -60,6 +61,8 @@ class BenchConfig:
     """What TensorBoard costs: steps that write its events beside steps that do not."""
     time_to_quality: tuple[float, ...] | None = None
     """Train the scene; seconds and iteration at which the test views first reach each of these PSNRs (dB)."""
+    gsplat: Literal["auto", "on", "off"] = "auto"
+    """Beside each of --sizes, a step with the settings of gsplat's own trainer; auto: on CUDA."""
     strategies: bool = False
     """Table: train the scene with every strategy; what comes of it, and what part of the time each takes."""
     trainings: tuple[str, ...] = ()
@@ -154,6 +157,8 @@ def _cases(
     for size in sizes:
         trainer = trainer_of(size, device=device, threads=threads)
         yield measure_case(size.name, trainer, probes, config.rounds, config.steps)
+        if config.gsplat == "on" or (config.gsplat == "auto" and trainer.device.type != "cpu"):
+            yield measure_gsplat(size, trainer.device, config.rounds, config.steps)
     if config.scene is not None:
         settings = still(scene_settings(config, device, threads))
         trainer = all_bands(Trainer(settings))

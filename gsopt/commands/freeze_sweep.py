@@ -186,7 +186,7 @@ class Sweep:
 
     def _about(self) -> dict[str, str]:
         first = self.runs[0].config
-        device = describe(pick_device(first.device), first.threads)
+        device = describe(pick_device(first.device, first.backend), first.threads)
         return {
             "scene": str(first.scene),
             "run": f"{first.iterations:,} iterations, images of at most {first.resolution} pixels",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
-from gsopt.device import cpu_count, pick_device
+from gsopt.device import DeviceName, cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.joint import Joint
 from gsopt.model import GaussianModel
@@ -39,8 +39,8 @@ class SourceOptions:
     """As the model was trained."""
     background_model: Path | None = None
     """Splat PLY rendered together with the model; default: the run's own."""
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    """auto: CUDA where there is one."""
+    device: DeviceName | None = None
+    """auto: CUDA where torch sees a device and gsplat can be imported, else the CPU."""
     threads: int | None = None
     """Processors the CPU rasterizer uses; default: all there are."""
     backend: Literal["auto", "reference"] | None = None
@@ -85,7 +85,7 @@ def load_source(path: Path, options: SourceOptions) -> Source:
         ply, iterations = path, None
         config = TrainConfig(**given)
         folder = RunFolder.new(options.output, path.stem)
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.backend)
     config = config.resolved(device.type)
     config.check()
     model = GaussianModel.load_ply(ply, device=device)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
 from gsopt.config import STRATEGIES, TrainConfig
-from gsopt.device import describe
+from gsopt.device import choose_device, describe
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
@@ -100,14 +100,16 @@ def opening(trainer: Trainer) -> list[str]:
     config, scene = trainer.config, trainer.scene
     camera = scene.train[0].camera
     start = f", from iteration {trainer.step:,}" if trainer.step else ""
+    chosen = choose_device(config.device, config.backend)
     return [
+        f"device    {describe(trainer.device, trainer.threads)} ({chosen.reason})",
         f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         *init_lines(trainer),
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
         *(f"beside    {line}" for line in beside(trainer)),
-        f"training  {config.iterations:,} iterations on {describe(trainer.device, trainer.threads)}{start}",
+        f"training  {config.iterations:,} iterations{start}",
         *([step_line(config)] if config.views_per_step > 1 else []),
         *([f"growth    {plan} (--max-gaussians)"] if (plan := trainer.strategy.plan(trainer.model)) else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gsopt.device import has_fused_optimizers
 from gsopt.errors import InputError
 from gsopt.optim.adam import NATIVE
 from gsopt.optim.catalog import (
@@ -118,4 +119,4 @@ def tensors_of(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
 
 
 def _has_fused_kernel(parameter: Tensor) -> bool:
-    return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+    return has_fused_optimizers(parameter.device) and parameter.is_floating_point()

@@ -69,7 +69,7 @@ def check_values(where: str, cls: type[Optimizer], options: Mapping[str, Any]) -
     known = options_of(cls)
     chosen = {name: value for name, value in options.items() if name in known and name not in HOW}
     try:
-        light(cls)([torch.zeros(1)], **chosen)
+        light(cls)([torch.zeros(1, device="cpu")], **chosen)
     except (ValueError, TypeError) as error:
         raise InputError(f"{where}: {error}; change the option") from error
 

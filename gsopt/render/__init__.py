@@ -82,7 +82,6 @@ def rasterization(
         backgrounds: colour behind everything. [C, D]
         render_mode: "RGB" (colours), "D" (accumulated z), "ED" (expected z: accumulated z over alpha),
             "RGB+D", "RGB+ED" (depth is the last channel).
-        sparse_grad: sparse gradients; only on CUDA.
         absgrad: after backward, `info["means2d"].absgrad` holds the sum over pixels of the absolute values of
             the gradient (AbsGS, Ye et al. 2024).
         rasterize_mode: "antialiased" scales opacities by sqrt(det(Σ) / det(Σ + eps2d I)), where Σ is the
@@ -90,7 +89,7 @@ def rasterization(
         channel_chunk: channels that gsplat composites at once; without influence on the results.
         segmented: way of sorting in gsplat; without influence on the results.
         covars: covariances in world units squared in place of `quats` and `scales`. [N, 3, 3]
-        distributed, camera_model, with_ut, with_eval3d, radial_coeffs, tangential_coeffs,
+        sparse_grad, distributed, camera_model, with_ut, with_eval3d, radial_coeffs, tangential_coeffs,
             thin_prism_coeffs, ftheta_coeffs, rolling_shutter, viewmats_rs: only the defaults are supported.
         backend: "reference", "cpu" or "cuda"; by default "cuda" for float32 tensors on a CUDA device, "cpu"
             for float32 tensors on the CPU, and "reference" for other dtypes and devices.
@@ -109,6 +108,7 @@ def rasterization(
         gsopt.errors.MissingExtra: the backend needs a package that is not installed.
     """
     _reject_unsupported(
+        sparse_grad=sparse_grad,
         distributed=distributed,
         camera_model=camera_model,
         with_ut=with_ut,
@@ -139,7 +139,6 @@ def rasterization(
         tile_size=tile_size,
         backgrounds=backgrounds,
         render_mode=render_mode,
-        sparse_grad=sparse_grad,
         absgrad=absgrad,
         rasterize_mode=rasterize_mode,
         channel_chunk=channel_chunk,
@@ -202,6 +201,7 @@ def _reject_unsupported(
     *,
     camera_model: str,
     rolling_shutter: Any,
+    sparse_grad: bool,
     distributed: bool,
     with_ut: bool,
     with_eval3d: bool,
@@ -215,7 +215,12 @@ def _reject_unsupported(
     shutter = getattr(rolling_shutter, "name", rolling_shutter)
     if shutter != "GLOBAL":
         raise NotImplementedError(f"rolling_shutter: only GLOBAL is supported, found {shutter}")
-    flags = {"distributed": distributed, "with_ut": with_ut, "with_eval3d": with_eval3d}
+    flags = {
+        "sparse_grad": sparse_grad,
+        "distributed": distributed,
+        "with_ut": with_ut,
+        "with_eval3d": with_eval3d,
+    }
     for name, value in flags.items():
         if value:
             raise NotImplementedError(f"{name}: only False is supported, found {value!r}")

@@ -51,7 +51,6 @@ class RenderCall:
     tile_size: int = 16
     backgrounds: Tensor | None = None  # [C, D]
     render_mode: str = "RGB"
-    sparse_grad: bool = False
     absgrad: bool = False
     rasterize_mode: str = "classic"
     channel_chunk: int = 32
@@ -159,8 +158,6 @@ def _check_settings(call: RenderCall) -> None:
     for name in ("near_plane", "eps2d"):
         if not getattr(call, name) >= 0:
             raise ValueError(f"{name}: expected at least 0, found {getattr(call, name)}")
-    if call.sparse_grad and not call.packed:
-        raise ValueError("sparse_grad: expected packed=True with it, found packed=False")
 
 
 def _check_gaussians(call: RenderCall) -> None:

@@ -22,7 +22,7 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
     """Render a checked call of float32 CPU tensors; see `gsopt.rasterization`.
 
     Raises:
-        NotImplementedError: sparse_grad, covars, a gradient by `Ks`, absgrad with more than 32 channels, or
+        NotImplementedError: covars, a gradient by `Ks`, absgrad with more than 32 channels, or
             spherical harmonics above degree 3.
         MemoryError: no memory for the kernel's buffers.
     """
@@ -60,8 +60,6 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
 
 
 def _reject(call: RenderCall) -> None:
-    if call.sparse_grad:
-        raise NotImplementedError("sparse_grad: only the cuda backend supports it")
     for name in ("width", "height"):
         if getattr(call, name) > _MAX_SIDE:
             raise ValueError(

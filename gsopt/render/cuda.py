@@ -1,5 +1,12 @@
-"""The rasterizer on CUDA: gsplat. The only file that imports it."""
+"""The rasterizer on CUDA: gsplat. The only file that imports it.
 
+For gsplat 1.5.3 and later 1.5 releases. The call also fits the signature that 1.6 has in development; of
+that nothing else was tried. docs/cuda.md says what of this is checked, and how.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,6 +15,8 @@ from torch import Tensor
 from gsopt.errors import InputError, MissingExtra
 from gsopt.render import reference
 from gsopt.render.call import RenderCall
+
+SUPPORTED = ">=1.5.3,<1.7"  # versions of gsplat, as the extra "cuda" in setup.py has them
 
 
 def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -23,21 +32,49 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
         return reference.render(call)  # gsplat divides by the number of Gaussians
     try:
         import gsplat
-        from gsplat.cuda._backend import _C
     except ModuleNotFoundError as error:
         if error.name != "gsplat":
             raise
         raise MissingExtra("gsplat", "cuda", "rendering on CUDA") from error
-    if _C is None:
-        raise InputError(
-            "rendering on CUDA: gsplat has no compiled kernels, and no CUDA toolkit (nvcc) to build them: "
-            "install the toolkit, or a wheel of gsplat that is built for this torch and CUDA"
-        )
+    _require_kernels()
+    if not _takes_channel_chunk(gsplat.rasterization):
+        del arguments["channel_chunk"]
     return gsplat.rasterization(**arguments)
 
 
+@cache
+def _require_kernels() -> None:
+    """Let gsplat load its kernels, or build them at the first use of a version: that takes minutes.
+
+    Raises:
+        gsopt.errors.InputError: it cannot.
+    """
+    remedy = "install the toolkit, or a wheel of gsplat that is built for this torch and CUDA"
+    try:
+        from gsplat.cuda._backend import _C
+    except (ImportError, OSError, RuntimeError) as error:  # what building an extension of torch raises
+        reason = " ".join(str(error).split())[-300:]
+        raise InputError(
+            f"rendering on CUDA: gsplat could not build its kernels ({reason}): {remedy}"
+        ) from error
+    if _C is None:
+        raise InputError(
+            "rendering on CUDA: gsplat has no compiled kernels, and no CUDA toolkit (nvcc) to build them: "
+            + remedy
+        )
+
+
+@cache
+def _takes_channel_chunk(rasterization: Callable[..., Any]) -> bool:
+    """Whether gsplat lets us choose how many channels it composites at once: 1.6 chooses by itself."""
+    return "channel_chunk" in inspect.signature(rasterization).parameters
+
+
 def gsplat_arguments(call: RenderCall) -> dict[str, Any]:
-    """The keyword arguments of `gsplat.rasterization` for a checked call.
+    """The keyword arguments of `gsplat.rasterization` 1.5.3 for a checked call.
+
+    Tensors are handed over as they are: what is frozen requires no gradient, so gsplat's backward pass gives
+    none to it.
 
     Raises:
         NotImplementedError: `Ks` requires grad, which gsplat would ignore; or `absgrad` with more channels
@@ -56,7 +93,7 @@ def gsplat_arguments(call: RenderCall) -> dict[str, Any]:
     if isinstance(colors, tuple):
         colors = torch.cat(colors, dim=-2)  # [(C,) N, K, 3]
     shapes = (call.quats, call.scales) if call.covars is None else (call.covars,)
-    geometry = (means, *shapes, call.opacities, call.viewmats)
+    geometry = (means, *shapes, call.viewmats)
     if grad and not any(tensor.requires_grad for tensor in geometry):
         # gsplat gives means2d a gradient only when the projection has one to compute; densification needs it.
         means = means.detach().requires_grad_()
@@ -79,7 +116,7 @@ def gsplat_arguments(call: RenderCall) -> dict[str, Any]:
         "tile_size": call.tile_size,
         "backgrounds": call.backgrounds,
         "render_mode": call.render_mode,
-        "sparse_grad": call.sparse_grad,
+        "sparse_grad": False,
         "absgrad": call.absgrad,
         "rasterize_mode": call.rasterize_mode,
         "channel_chunk": call.channel_chunk,

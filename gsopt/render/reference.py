@@ -43,12 +43,7 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Render a checked call; see `gsopt.rasterization`.
 
     Beyond the other backends it is differentiable in the intrinsics `Ks`, too.
-
-    Raises:
-        NotImplementedError: sparse_grad.
     """
-    if call.sparse_grad:
-        raise NotImplementedError("sparse_grad: only the cuda backend supports it")
     splats = project(call)
     camera_ids, gaussian_ids = splats.camera_ids, splats.gaussian_ids
     if call.sh_degree is not None:

@@ -219,7 +219,7 @@ class MCMCStrategy(Strategy):
         if not (rate and self.noise_lr and model.xyz.requires_grad):
             return
         rows = rows_below(model.opacity.detach(), _logit(NOISE_UP_TO), movable(model))
-        draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz)
+        draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz, non_blocking=True)
         shape = (getattr(model, name).detach() for name in ("opacity", "rotation", "scaling"))
         strength = math.sqrt(NOISE_EVERY) * rate * self.noise_lr / self.scene_scale**2
         perturb(model.xyz.detach(), rows, draws, *shape, strength)
@@ -261,7 +261,8 @@ def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _binomials() -> Tensor:
     """C(n, k), 0 for k > n. float64 [52, 52]"""
     numbers = range(MOST_SHARES + 1)
-    return torch.tensor([[math.comb(n, k) for k in numbers] for n in numbers], dtype=torch.float64)
+    rows = [[math.comb(n, k) for k in numbers] for n in numbers]
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _learning_rate(optimizer: Optimizer | None, parameter: nn.Parameter) -> float:

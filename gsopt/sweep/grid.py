@@ -186,7 +186,7 @@ def plan(
         )
         try:
             whole.check()
-            whole = whole.resolved(pick_device(whole.device).type)
+            whole = whole.resolved(pick_device(whole.device, whole.backend).type)
         except InputError as error:
             raise InputError(f"{cell.name}: {error}") from None
         runs.append(Run(cell, seed, whole, run))

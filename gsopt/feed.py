@@ -1,0 +1,57 @@
+"""Photos and cameras on their way to the device of a training, each before the step that needs it.
+
+On the CPU both are used where they lie. On another device nothing here waits: photos are copied from pinned
+memory, the next one while the device works on this, and cameras once each.
+"""
+
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from gsopt.cameras import Camera
+from gsopt.datasets.pyramid import ViewPyramid
+from gsopt.datasets.scene import View
+from gsopt.device import Uploader, pinned
+from gsopt.runtime import ViewOrder
+
+
+class PhotoFeed:
+    """The views of a training on its device.
+
+    Args:
+        views: at every resolution that is asked for; pictures that are used get pinned in place on CUDA.
+        order: in which they will be asked for.
+    """
+
+    def __init__(self, views: ViewPyramid, order: ViewOrder, device: torch.device) -> None:
+        self.views, self.order, self.device = views, order, device
+        self._uploader = Uploader(device)
+        self._cameras: WeakKeyDictionary[Camera, Camera] = WeakKeyDictionary()
+
+    def take(self, number: int, factor: int, background: Tensor) -> tuple[View, Tensor]:
+        """View `number` with sides divided by `factor`, its camera on the device, and its photo there.
+
+        The photo [H, W, 3] is uint8 as it was read, or float32 in 0..1 where it has alpha: composited on
+        `background` [3].
+        """
+        view = self._view(number, factor)
+        image = self._uploader.take(view.image)
+        if self.device.type != "cpu":
+            if (following := self.order.following) is not None:
+                self._uploader.begin(self._view(following, factor).image)
+            view = replace(view, camera=self._there(view.camera), image=image)
+        return view, (view.rgb(background) if image.shape[-1] == 4 else image)
+
+    def _view(self, number: int, factor: int) -> View:
+        view = self.views.view(number, factor)
+        view.image = pinned(view.image, self.device)
+        return view
+
+    def _there(self, camera: Camera) -> Camera:
+        """The camera with its matrices on the device, copied when it is first needed."""
+        if camera not in self._cameras:
+            K, viewmat = (t.to(self.device, non_blocking=True) for t in (camera.K, camera.viewmat))
+            self._cameras[camera] = replace(camera, K=K, viewmat=viewmat)
+        return self._cameras[camera]
