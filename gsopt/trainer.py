@@ -14,14 +14,13 @@ in `config`.
 """
 
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gsopt import checkpoint, pictures
+from gsopt import pictures, resume
 from gsopt.batches import average_gradients, mean_terms, scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
@@ -29,7 +28,6 @@ from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, deterministic, pick_device
 from gsopt.direct import DirectView
-from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.formats import Splat
 from gsopt.group_options import attribute_name
@@ -41,21 +39,14 @@ from gsopt.locks import check_something_moves, clear_locked_gradients, hold_lock
 from gsopt.losses import photometric, with_terms
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
-from gsopt.optim import build_optimizer, load_optimizer_state, visible_rows
+from gsopt.optim import build_optimizer, visible_rows
 from gsopt.optim.arguments import parse_arguments
 from gsopt.recorder import Recorder, StepResult
 from gsopt.render.info import keep_gradient
-from gsopt.rundir import read_json
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
 from gsopt.strategy import Strategy
-from gsopt.versions import other_versions, versions
 from gsopt.warm_start import for_start, load_moments
-
-SAVED = (  # in every checkpoint
-    *("step", "first_sh_degree", "model", "optimizer", "strategy", "strategy_kind"),
-    *("order", "generator", "seconds", "config"),
-)
 
 
 class Trainer:
@@ -89,7 +80,7 @@ class Trainer:
         use_kernel_threads(self.threads, self.device, config.backend)
         self.clock = Stopwatch(self.device)
         self.run = config.run_folder()
-        saved = self._saved_state()
+        saved = resume.saved_state(config, self.run)
         with self.clock("load"):
             if scene is None:  # a resumed run has no more use for the points it began with
                 scene = (dataclasses.replace(config, init=None) if saved else config).load_scene()
@@ -118,7 +109,7 @@ class Trainer:
         self.start_notes: list[str] = []  # on Gaussians from a file
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
         if saved:
-            self._resume(saved)
+            resume.go_on(self, saved)
         else:
             self._begin(start)
         self._lock(saved)
@@ -279,27 +270,12 @@ class Trainer:
         Recorder(self).save()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as a checkpoint holds it: `SAVED` and what is newer."""
-        return {
-            "step": self.step,
-            "skipped": self.skipped,
-            "first_sh_degree": self.first_sh_degree,
-            "model": self.model.state_dict(),
-            "joint": self.joint.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "strategy": self.strategy.state_dict(),
-            "strategy_kind": type(self.strategy).__name__,
-            "order": self.order.state_dict(),
-            "generator": self.generator.get_state(),
-            "seconds": dict(self.clock.seconds),
-            "extent": self.scene.extent,  # for other programs, see `gsopt.formats`
-            "config": self.config.to_json(),
-            "versions": versions(),
-        }
+        """All that the rest of the run depends on, as a checkpoint holds it."""
+        return resume.state_of(self)
 
     # -------------------------------------------------------------------------------- what a step stands on
 
-    def _build_optimizer(self) -> None:
+    def build_optimizer(self) -> None:
         """Groups, optimizer and schedules over all parameters as they are, at step 0."""
         native = self.device.type == "cpu" and self.config.backend == "auto"
         groups = build_groups(self.joint.models, self.specs)
@@ -312,7 +288,7 @@ class Trainer:
 
     def _begin(self, start: Splat | None) -> None:
         """A new optimizer, with the moments that came with the Gaussians in a file."""
-        self._build_optimizer()
+        self.build_optimizer()
         self.scheduler.load_state_dict({"step": self.step})
         if start is not None:
             self.start_notes = [*start.notes, *load_moments(self.optimizer, start)]
@@ -346,54 +322,3 @@ class Trainer:
         """[H, W, 3] to be matched: uint8 as it was read, or float32 where composited on the background."""
         photo = view.rgb(background.cpu()) if view.image.shape[-1] == 4 else view.image
         return photo.to(self.device)
-
-    def _saved_state(self) -> dict | None:
-        """What the newest checkpoint of the run to resume holds; None for a new run and one that has none."""
-        config = self.config
-        if not config.resume:
-            return None
-        config.check_resume(TrainConfig.of_run(self.run.path))
-        found = checkpoint.load_latest(self.run.checkpoints)
-        if found is None:
-            return None
-        path, state = found
-        if missing := sorted(set(SAVED) - set(state)):
-            raise InputError(f"{path}: no {', '.join(missing)} in it; delete it, and --resume starts earlier")
-        if state["step"] > config.iterations:
-            raise InputError(
-                f"--iterations {config.iterations}: the run has done {state['step']} already; give more"
-            )
-        return state
-
-    def _resume(self, state: dict) -> None:
-        """Go on from what a checkpoint holds."""
-        self._check_views()
-        self.step, self.first_sh_degree = state["step"], state["first_sh_degree"]
-        self.skipped = state.get("skipped", 0)  # older checkpoints have no such entry
-        self.model.load_state_dict(state["model"], take_sh_degree=True)
-        self.joint.load_state_dict(state.get("joint", {}))  # older checkpoints have no such entry
-        self._build_optimizer()
-        report = load_optimizer_state(self.optimizer, state["optimizer"], strict=False)
-        if not report.complete and not self.config.quiet:
-            print(f"optimizer state of step {self.step}:\n{report}")
-        self.scheduler.load_state_dict({"step": self.step})
-        if state["strategy_kind"] == type(self.strategy).__name__:
-            self.strategy.load_state_dict(state["strategy"])
-        elif not self.config.quiet:
-            print(f"strategy  {type(self.strategy).__name__} starts afresh (was {state['strategy_kind']})")
-        self.order.load_state_dict(state["order"])
-        self.generator.set_state(state["generator"])
-        self.clock.seconds = dict(state["seconds"])
-        if changed := other_versions(state.get("versions", {})):
-            warnings.warn(f"{changed}; the bits may differ from those of an undisturbed run", stacklevel=4)
-
-    def _check_views(self) -> None:
-        """The scene may have moved since the run began, but it must be the same photos."""
-        views = [view.camera.name for view in (*self.scene.train, *self.scene.test)]
-        known = [camera["img_name"] for camera in read_json(self.run.cameras)]
-        if views != known:
-            odd = sorted(set(views) ^ set(known)) or ["their order"]
-            raise InputError(
-                f"--scene {self.scene.path}: not the {len(known)} views that {self.run.cameras} has: "
-                f"{', '.join(odd[:5])}; resume with the scene and --images of the run"
-            )

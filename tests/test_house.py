@@ -59,7 +59,10 @@ HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "s
 HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
 HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["trainer"] = BELOW | {"config", "group_options", "joint", "joint_options", "recorder", "warm_start"}
+HOUSE["resume"] = {"checkpoint", "config", "datasets", "optim", "rundir", "versions"}
+HOUSE["trainer"] = BELOW | {
+    *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
+}
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {
