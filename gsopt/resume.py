@@ -11,6 +11,7 @@ from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.errors import InputError
 from gsopt.optim import load_optimizer_state
+from gsopt.ranks import Ranks
 from gsopt.rundir import RunFolder, read_json
 from gsopt.versions import other_versions, versions
 
@@ -43,7 +44,7 @@ def state_of(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def saved_state(config: TrainConfig, run: RunFolder) -> dict[str, Any] | None:
+def saved_state(config: TrainConfig, run: RunFolder, ranks: Ranks) -> dict[str, Any] | None:
     """What the newest checkpoint of the run to resume holds; None for a new run and one that has none.
 
     Raises InputError where the run cannot go on with these settings.
@@ -51,10 +52,12 @@ def saved_state(config: TrainConfig, run: RunFolder) -> dict[str, Any] | None:
     if not config.resume:
         return None
     config.check_resume(TrainConfig.of_run(run.path))
-    found = checkpoint.load_latest(run.checkpoints)
-    if found is None:
+    # The first process chooses for all: only one may rename what is damaged.
+    found = checkpoint.load_latest(run.checkpoints) if ranks.first else None
+    path = ranks.tell(lambda: found and found[0])
+    if path is None:
         return None
-    path, state = found
+    state = found[1] if found else checkpoint.load(path)
     if missing := sorted(set(SAVED) - set(state)):
         raise InputError(f"{path}: no {', '.join(missing)} in it; delete it, and --resume starts earlier")
     if state["step"] > config.iterations:

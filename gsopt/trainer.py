@@ -3,7 +3,8 @@
     freezes -> for each view: activate -> rasterize -> loss -> backward -> all finite? -> observe
     -> mean of the gradients -> optimizer -> refine -> learning rates of the next step
 
-A step has `--batch-size` x `--accumulate` views, by default one.
+A step has `--batch-size` x `--accumulate` views, by default one; of several processes (`ranks`) each has so
+many.
 
 `Trainer.train` repeats it, while a `Recorder` keeps the run on disk; what is below that prepares. Each part
 is in its own file: parameters in `model`, what is trained beside it in `joint`, rates and freezes in
@@ -14,6 +15,8 @@ in `config`.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
-from gsopt.device import cpu_count, deterministic, pick_device
+from gsopt.device import cpu_count, deterministic, pick_device, use_card
 from gsopt.direct import DirectView
 from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.formats import Splat
@@ -41,8 +44,10 @@ from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
 from gsopt.optim import build_optimizer, visible_rows
 from gsopt.optim.arguments import parse_arguments
+from gsopt.ranks import Ranks, Seen
 from gsopt.recorder import Recorder, StepResult
 from gsopt.render.info import keep_gradient
+from gsopt.rundir import RunFolder
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
 from gsopt.strategy import Strategy
@@ -57,6 +62,7 @@ class Trainer:
         scene: by default loaded from `config.scene`.
         model: by default made from the scene's points, or read from `config.init` where that is a splat.
         strategy: by default the one named in `config`.
+        ranks: this process among others; by default those of torch.distributed, where it has a group.
 
     A model or strategy given here is trained in place. `step` is the number of finished steps.
 
@@ -70,17 +76,23 @@ class Trainer:
         scene: Scene | None = None,
         model: GaussianModel | None = None,
         strategy: Strategy | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks = Ranks.current() if ranks is None else ranks
         if config.scene is None and scene is not None:
             config = dataclasses.replace(config, scene=scene.path)
+        if not ranks.first:
+            config = dataclasses.replace(config, quiet=True)
         config.check()
         self.device = pick_device(config.device)
+        use_card(self.device, ranks.local_rank)
         self.config = config = config.resolved(self.device.type)
-        self.threads = config.threads or cpu_count()
+        self.threads = config.threads or max(1, cpu_count() // ranks.local_size)
+        self.views_per_step = config.views_per_step * ranks.size
         use_kernel_threads(self.threads, self.device, config.backend)
         self.clock = Stopwatch(self.device)
-        self.run = config.run_folder()
-        saved = resume.saved_state(config, self.run)
+        self.run = config.run_folder() if ranks.first else RunFolder(config.output or "output")
+        saved = resume.saved_state(config, self.run, ranks)
         with self.clock("load"):
             if scene is None:  # a resumed run has no more use for the points it began with
                 scene = (dataclasses.replace(config, init=None) if saved else config).load_scene()
@@ -127,9 +139,11 @@ class Trainer:
             self.step += 1
             apply_freezes(self.optimizer, self.specs, self.step - 1)
             losses = []
-            for _ in range(self.config.views_per_step):
-                terms, image, photo = self._backward()
-                losses.append(terms)
+            for number, background in self.ranks.deal(self._next_views()):
+                backward = partial(self._backward, number, background)
+                terms, image, photo = self.ranks.each(backward, self._observer())
+                losses += terms
+            self.ranks.sum_gradients(self.optimizer)
         self.whole = False
         average_gradients(self.optimizer, len(losses))
 
@@ -143,14 +157,12 @@ class Trainer:
         terms = mean_terms(losses)
         return StepResult(terms.pop("total"), terms, image, photo, refined)
 
-    def _backward(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Render the next view and add the gradients of its loss to those that there are.
+    def _backward(self, number: int, background: Tensor) -> Seen:
+        """Render a view and add the gradients of its loss to those that there are.
 
-        Returns the loss's terms and "total", the image and the photo.
+        Raises NonFinite where the loss or a gradient is not finite.
         """
-        number = self.order.next()
         view = self.views.view(number, self.reduction)
-        background = self._view_background()
         photo = self._photo(view, background)
 
         grad2d = self.strategy.needs_grad2d(self.step)
@@ -175,15 +187,22 @@ class Trainer:
             where = f"iteration {self.step}: photo {view.camera.name}"
             projected = info["means2d"].grad if grad2d else None
             check_finite(where, loss, self.optimizer, self.model, projected)
+        return Seen(terms | {"total": loss.detach()}, image.detach(), photo, info)
+
+    def _observer(self) -> Callable[[Mapping[str, Any]], None] | None:
+        """What looks at each view's info after its backward pass; None where nobody does."""
+        watched = type(self.strategy).observe is not Strategy.observe
+        return self._observe if watched or hasattr(self.optimizer, "add_visible") else None
+
+    def _observe(self, info: Mapping[str, Any]) -> None:
         self.strategy.observe(self.model, info, self.step)
         if hasattr(self.optimizer, "add_visible"):
             self.optimizer.add_visible(self.model, visible_rows(info))
-        return terms | {"total": loss.detach()}, image.detach(), photo
 
     def skip_step(self) -> None:
         """Leave the next step out: its number, its views and its learning rates go by, all else stays."""
         self.step += 1
-        for _ in range(self.config.views_per_step):
+        for _ in range(self.views_per_step):
             self.order.next()
         self.scheduler.load_state_dict({"step": self.step})
         self.skipped += 1
@@ -202,10 +221,11 @@ class Trainer:
         recorder.begin()
         progress = Progress(self.step, self.config.iterations, self.config.quiet)
         with (
-            StopSignals() as stop,
+            StopSignals(patient=self.ranks.size > 1) as stop,
             torch_threads(1),
             deterministic(self.config.deterministic),
             self.clock("train"),
+            self.ranks.together(),
             recorder.rescue(),
         ):
             try:
@@ -217,10 +237,10 @@ class Trainer:
                         result = None
                     progress.advance()
                     recorder.after(result, progress)
-                    if stop.asked:
+                    if asked := self.ranks.any(stop.asked):
                         recorder.save()
                         raise KeyboardInterrupt(
-                            f"{stop.asked} after {self.step} iterations, all saved; "
+                            f"{asked} after {self.step} iterations, all saved; "
                             f"go on with: gsopt train --resume {self.run.path}"
                         )
                 return recorder.finish()
@@ -256,12 +276,13 @@ class Trainer:
 
         with self.clock("evaluate"):
             options = self.render_options | {"sh_degree": self.sh_degree}
-            metrics = evaluate_scene(self.joint.render, self.scene, self.background, on_view=look, **options)
+            about = (self.joint.render, self.scene, self.background)
+            metrics = evaluate_scene(*about, on_view=look, shown=PICTURES, ranks=self.ranks, **options)
             for split in ("test", "train"):
                 self.monitor.evaluation(split, metrics[split], self.step)
             self.monitor.histograms(self.model.opacities, self.model.scales, self.step)
             self.monitor.flush()
-            if sheet:
+            if sheet and self.ranks.first:
                 pictures.save_png(pictures.sheet(rows), sheet)
         return metrics
 
@@ -283,7 +304,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.config.optimizer, groups, native=native, **args)
         specs = self.specs
         if self.config.scale_rates:
-            specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)
+            specs = scale_for_batch(self.optimizer, specs, self.views_per_step)
         self.scheduler = build_scheduler(self.optimizer, specs)
 
     def _begin(self, start: Splat | None) -> None:
@@ -311,6 +332,10 @@ class Trainer:
         still = {attribute_name(text) for text in (*config.freeze, *config.exclude) if "@" not in text}
         if still.union(still_groups(config), ATTRIBUTES).issuperset(present_groups(config)):
             check_something_moves(self.model, still=still.intersection(ATTRIBUTES))
+
+    def _next_views(self) -> list[tuple[int, Tensor]]:
+        """The numbers of the next step's views, those of all processes, and the backgrounds [3] of each."""
+        return [(self.order.next(), self._view_background()) for _ in range(self.views_per_step)]
 
     def _view_background(self) -> Tensor:
         """[3] behind the Gaussians in the next view."""

@@ -47,7 +47,8 @@ HOUSE = {
     "batches": {"groups"},
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "direct": {"cameras", "losses", "model", "native", "render"},
-    "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
+    "ranks": {"device", "guards"},
+    "evaluation": {"cameras", "datasets", "metrics", "model", "ranks", "render", "runtime"},
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}
@@ -59,7 +60,7 @@ HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "s
 HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
 HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["resume"] = {"checkpoint", "config", "datasets", "optim", "rundir", "versions"}
+HOUSE["resume"] = {"checkpoint", "config", "datasets", "optim", "ranks", "rundir", "versions"}
 HOUSE["trainer"] = BELOW | {
     *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
 }
