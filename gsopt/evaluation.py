@@ -65,8 +65,8 @@ def evaluate_scene(
 
     `render` makes the images, as `gsopt.joint.Joint.render` does; `options` go to it. Images are clipped to
     0..1 first. `on_view` is called with (split, index, view, image, photo) after each, or after the first
-    `shown` of each split. Views have their camera's name; a split without views has means None. With `ranks`, each
-    process renders a part of the views, and all get all results.
+    `shown` of each split. Views have their camera's name; a split without views has means None. With `ranks`,
+    each process renders a part of the views, and all get all results.
     """
     trained = list(enumerate(scene.train))
     splits: dict[str, list[tuple[int | None, View]]] = {
@@ -83,9 +83,8 @@ def evaluate_scene(
         return image_metrics(image, photo), (image, photo) if wanted else ()
 
     views: dict[str, dict[str, dict[str, float]]] = {"test": {}, "train": {}}
-    for (split, index, _, view), (metrics, pair) in zip(
-        jobs, (ranks or Ranks()).map(look, jobs), strict=True
-    ):
+    results = (ranks or Ranks()).map(look, jobs)
+    for (split, index, _, view), (metrics, pair) in zip(jobs, results, strict=True):
         views[split][view.camera.name] = metrics
         if pair:
             on_view(split, index, view, *pair)
