@@ -46,6 +46,7 @@ class Seen(NamedTuple):
     image: Tensor  # [H, W, 3]
     photo: Tensor  # [H, W, 3]
     info: Mapping[str, Any]  # of the rasterizer
+    grad2d: bool  # whether info["means2d"].grad was asked for
 
 
 class SharedInfo(dict):
@@ -152,7 +153,7 @@ class Group(Ranks):
                 raise NonFinite(answer) from trouble
         self._require_rows([shape[-2] for *_, shape in answers])
         if observe is not None:
-            for info in self._infos(seen.info, [size for _, size, _ in answers]):
+            for info in self._infos(seen, [size for _, size, _ in answers]):
                 observe(info)
         numbers = [
             {name: torch.tensor(value, device=seen.image.device) for name, value in terms.items()}
@@ -221,13 +222,13 @@ class Group(Ranks):
                 "go on from the newest checkpoint by --resume"
             )
 
-    def _infos(self, info: Mapping[str, Any], sizes: list[dict[str, int]]) -> Iterator[SharedInfo]:
+    def _infos(self, seen: Seen, sizes: list[dict[str, int]]) -> Iterator[SharedInfo]:
         """The infos of all processes; all are here before the first is looked at."""
-        means2d = info["means2d"]
-        tensors = {"radii": info["radii"], "means2d": means2d.detach()}
-        if means2d.is_leaf or means2d.retains_grad:
-            extra = {name: getattr(means2d, name, None) for name in ("grad", "absgrad")}
-            tensors |= {name: tensor for name, tensor in extra.items() if tensor is not None}
+        means2d = seen.info["means2d"]
+        tensors = {"radii": seen.info["radii"], "means2d": means2d.detach()}
+        for name in ("grad", "absgrad") if seen.grad2d else ():
+            if (gradient := getattr(means2d, name, None)) is not None:
+                tensors[name] = gradient
         packed = torch.cat([t.contiguous().flatten().view(torch.uint8) for t in tensors.values()])
         for block, size in zip(self._gather(packed), sizes, strict=True):
             parts = block.split([tensor.numel() * tensor.element_size() for tensor in tensors.values()])

@@ -187,7 +187,7 @@ class Trainer:
             where = f"iteration {self.step}: photo {view.camera.name}"
             projected = info["means2d"].grad if grad2d else None
             check_finite(where, loss, self.optimizer, self.model, projected)
-        return Seen(terms | {"total": loss.detach()}, image.detach(), photo, info)
+        return Seen(terms | {"total": loss.detach()}, image.detach(), photo, info, grad2d)
 
     def _observer(self) -> Callable[[Mapping[str, Any]], None] | None:
         """What looks at each view's info after its backward pass; None where nobody does."""

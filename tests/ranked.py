@@ -120,7 +120,7 @@ def torn(scene: Path, folder: str) -> list[str]:
 
 
 def sums(_: Path) -> list[Any]:
-    """What the exchanges give, of numbers whose sum depends on its order, and of gradients that are missing."""
+    """What the exchanges give: of numbers whose sum depends on its order, of gradients that are missing."""
     group = ranks.Ranks.current()
     parameters = [torch.nn.Parameter(torch.zeros(5)) for _ in range(3)]
     parameters[0].grad = torch.tensor([1.0, 1e8, -1e8, 0.1, float(group.rank)]) / (group.rank + 1)

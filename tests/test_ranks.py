@@ -22,7 +22,7 @@ from gsopt.commands.train import is_restart
 from gsopt.config import TrainConfig
 from gsopt.datasets import pyramid
 from gsopt.errors import InputError
-from gsopt.model import GaussianModel
+from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.ranks import Ranks, SharedInfo, digest
 from gsopt.runtime import StopSignals
 from gsopt.trainer import Trainer
@@ -107,11 +107,14 @@ def test_where_sums_have_another_order_it_is_the_same_to_rounding(done, case):
     assert [answer[case] for answer in answers] == [None, None]
     number = (SAME_BITS + ROUNDED).index(case)
     one, two = (
-        checkpoint.load(checkpoint.path_of(folder / f"{kind}-{number}" / "checkpoints", 4))["model"]
-        for kind in ("one", "two")
+        [checkpoint.load(checkpoint.path_of(run / "checkpoints", step))["model"] for step in (1, 4)]
+        for run in (folder / f"one-{number}", folder / f"two-{number}")
     )
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], rtol=1e-3, atol=1e-4), name
+    for name in ATTRIBUTES:
+        change = (
+            one[1][name] - one[0][name]
+        ).norm()  # of three steps of Adam, which divides by small numbers
+        assert (one[1][name] - two[1][name]).norm() <= 0.02 * change, name
 
 
 def test_what_one_process_began_two_go_on_with(done):
