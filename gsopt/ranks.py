@@ -325,6 +325,25 @@ def state_tensors(trainer: "Trainer") -> Iterator[tuple[str, Tensor]]:
     yield "order", torch.tensor([trainer.step, *trainer.order.queue], device="cpu")
 
 
+def _make_group() -> None:
+    """torch.distributed's default group, of the processes that torchrun has started.
+
+    On one machine torchrun keeps its store when it starts them again, with the addresses of those that have
+    ended: so each start has names of its own there.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(collective_backends(), timeout=TIMEOUT)
+        return
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"start_{restarts()}", store)
+    dist.init_process_group(collective_backends(), store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+
+
+def restarts() -> int:
+    """How often torchrun has started this command again after a process had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """This process among those that torchrun has started with it, inside; alone where there are no others.
@@ -334,7 +353,7 @@ def joined() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Ranks()
         return
-    dist.init_process_group(collective_backends(), timeout=TIMEOUT)
+    _make_group()
     ranks = Group()
     try:
         with ranks.together():

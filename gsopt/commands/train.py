@@ -16,7 +16,7 @@ from gsopt.group_options import FITTED_RATES, fitted_rate
 from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
 from gsopt.model import ATTRIBUTES, GaussianModel
-from gsopt.ranks import Ranks, joined
+from gsopt.ranks import Ranks, joined, restarts
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.trainer import Trainer
@@ -61,8 +61,7 @@ def is_restart(config: TrainConfig) -> bool:
             f"--output: torchrun may start this run again (--max-restarts {allowed}) and would not find it "
             "under a default name; give --output DIR"
         )
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return again and RunFolder(config.output).config.is_file()
+    return restarts() > 0 and RunFolder(config.output).config.is_file()
 
 
 def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> None:
