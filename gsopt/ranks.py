@@ -331,6 +331,10 @@ def _make_group() -> None:
     On one machine torchrun keeps its store when it starts them again, with the addresses of those that have
     ended: so each start has names of its own there.
     """
+    # Its functions have the group there is when they are loaded for a default, and torch's optimizers load
+    # them: that group is never let go, and its threads crash as Python ends.
+    import torch.distributed.nn.functional  # noqa: F401
+
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
         dist.init_process_group(collective_backends(), timeout=TIMEOUT)
         return
