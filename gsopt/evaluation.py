@@ -80,7 +80,7 @@ def evaluate_scene(
         image, _ = render(view.camera, background, number, **options)
         image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
         wanted = on_view is not None and (shown is None or index < shown)
-        return image_metrics(image, photo), (image, photo) if wanted else ()
+        return image_metrics(image, photo), (image.cpu(), photo.cpu()) if wanted else ()
 
     views: dict[str, dict[str, dict[str, float]]] = {"test": {}, "train": {}}
     results = (ranks or Ranks()).map(look, jobs)
