@@ -215,3 +215,14 @@ def cuda_report() -> dict[str, Any]:
         ],
         "trouble": why_no_cuda() or None,
     }
+
+
+def collective_backends() -> str:
+    """What torch.distributed exchanges tensors by: gloo on the CPU, nccl between cards if there are any."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def use_card(device: torch.device, number: int) -> None:
+    """Let "cuda" mean the card of this number from now on; nothing for another device."""
+    if device.type == "cuda":
+        torch.cuda.set_device(number)

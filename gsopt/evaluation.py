@@ -11,6 +11,7 @@ from gsopt.datasets import Scene
 from gsopt.datasets.scene import View
 from gsopt.metrics import image_metrics, mean_metrics
 from gsopt.model import GaussianModel
+from gsopt.ranks import Ranks
 from gsopt.render import rasterization_of_parameters
 from gsopt.runtime import spread
 
@@ -56,25 +57,35 @@ def evaluate_scene(
     background: Tensor,
     *,
     on_view: OnView | None = None,
+    shown: int | None = None,
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> Metrics:
     """PSNR, SSIM and L1 of the test views, and of as many training views (all where there are no test views).
 
     `render` makes the images, as `gsopt.joint.Joint.render` does; `options` go to it. Images are clipped to
-    0..1 first. `on_view` is called with (split, index, view, image, photo) after each. Views have their
-    camera's name; a split without views has means None.
+    0..1 first. `on_view` is called with (split, index, view, image, photo) after each, or after the first
+    `shown` of each split. Views have their camera's name; a split without views has means None. With `ranks`,
+    each process renders a part of the views, and all get all results.
     """
     trained = list(enumerate(scene.train))
     splits: dict[str, list[tuple[int | None, View]]] = {
         "test": [(None, view) for view in scene.test],
         "train": spread(trained, len(scene.test) or len(trained)),
     }
+    jobs = [(split, i, *one) for split, chosen in splits.items() for i, one in enumerate(chosen)]
+
+    def look(job: tuple[str, int, int | None, View]) -> tuple[dict[str, float], tuple[Tensor, ...]]:
+        _, index, number, view = job
+        image, _ = render(view.camera, background, number, **options)
+        image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
+        wanted = on_view is not None and (shown is None or index < shown)
+        return image_metrics(image, photo), (image.cpu(), photo.cpu()) if wanted else ()
+
     views: dict[str, dict[str, dict[str, float]]] = {"test": {}, "train": {}}
-    for split, chosen in splits.items():
-        for index, (number, view) in enumerate(chosen):
-            image, _ = render(view.camera, background, number, **options)
-            image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
-            views[split][view.camera.name] = image_metrics(image, photo)
-            if on_view is not None:
-                on_view(split, index, view, image, photo)
+    results = (ranks or Ranks()).map(look, jobs)
+    for (split, index, _, view), (metrics, pair) in zip(jobs, results, strict=True):
+        views[split][view.camera.name] = metrics
+        if pair:
+            on_view(split, index, view, *pair)
     return {split: mean_metrics(views[split]) for split in splits} | {"views": views}

@@ -141,7 +141,7 @@ class intact:
 
     def __enter__(self) -> None:
         trainer = self.trainer
-        views, draws = trainer.config.views_per_step, trainer.config.background == "random"
+        views, draws = trainer.views_per_step, trainer.config.background == "random"
         self.step = trainer.step
         self.order = trainer.order.before(views)
         self.generator = trainer.generator.get_state() if draws else None

@@ -19,7 +19,8 @@ from gsopt.evaluation import Metrics
 from gsopt.guards import NonFinite, diverged, is_out_of_memory
 from gsopt.metrics import psnr
 from gsopt.monitor import LOSSES_EVERY, Monitor, Progress
-from gsopt.rundir import read_json, write_json
+from gsopt.ranks import RankError
+from gsopt.rundir import RunFolder, read_json, write_json
 from gsopt.strategy import Refinement
 
 if TYPE_CHECKING:
@@ -53,6 +54,19 @@ class Recorder:
     def begin(self) -> None:
         """The run's folder and its first files."""
         trainer = self.trainer
+        trainer.run = trainer.ranks.tell(self._begin_files)
+        first = trainer.step + 1 if trainer.step else 0  # of the events that are written from now on
+        if not trainer.ranks.first:
+            return
+        trainer.monitor = Monitor(trainer.run.path, first_step=first)
+        if trainer.newly_locked:
+            trainer.monitor.scalars({"gaussians/locked": int(trainer.model.locked.sum())}, first)
+        if trainer.step == 0:
+            trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
+
+    def _begin_files(self) -> RunFolder:
+        """Make or open the run's folder, and write the settings and the cameras into it."""
+        trainer = self.trainer
         settings = dataclasses.replace(trainer.config, resume=None, output=trainer.run.path).to_json()
         if trainer.config.resume:
             trainer.run.make()
@@ -65,12 +79,7 @@ class Recorder:
             self._session.enter_context(trainer.run.held())
         cameras = [view.camera for view in (*trainer.scene.train, *trainer.scene.test)]
         write_json(trainer.run.cameras, [camera_to_json(camera, i) for i, camera in enumerate(cameras)])
-        first = trainer.step + 1 if trainer.step else 0  # of the events that are written from now on
-        trainer.monitor = Monitor(trainer.run.path, first_step=first)
-        if trainer.newly_locked:
-            trainer.monitor.scalars({"gaussians/locked": int(trainer.model.locked.sum())}, first)
-        if trainer.step == 0:
-            trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
+        return trainer.run
 
     def close(self) -> None:
         """Of TensorBoard's file, and of the run for others."""
@@ -131,7 +140,8 @@ class Recorder:
             "peak_memory_bytes": peak_memory(trainer.device),
             "history": self.history,
         }
-        write_json(trainer.run.metrics, metrics)
+        if trainer.ranks.first:
+            write_json(trainer.run.metrics, metrics)
         return metrics
 
     def save(self) -> None:
@@ -150,7 +160,7 @@ class Recorder:
         self._require_finite()
         trainer = self.trainer
         in_a_row = self._in_a_row + 1 if self._last_skip == trainer.step else 1
-        hopeless = in_a_row * trainer.config.views_per_step >= 2 * len(trainer.scene.train)
+        hopeless = in_a_row * trainer.views_per_step >= 2 * len(trainer.scene.train)
         if trainer.config.on_nan == "stop" or hopeless:
             remedy = "lower a learning rate" if hopeless else "leave such steps out by --on-nan skip"
             saved = self._save_last()
@@ -162,14 +172,17 @@ class Recorder:
 
     @contextlib.contextmanager
     def rescue(self) -> Iterator[None]:
-        """Around training: if memory or disk fails, a checkpoint is saved first, where the state is whole.
+        """Around training: if memory, disk or another process fails, a checkpoint is saved first, where the
+        state is whole.
 
         Raises InputError then, which says what failed and what is saved.
         """
         try:
             yield
-        except (MemoryError, RuntimeError, OSError) as error:
+        except (MemoryError, RuntimeError, OSError, RankError) as error:
             trainer = self.trainer
+            if isinstance(error, RankError):
+                raise RankError(f"iteration {trainer.step}: {error}; {self._save_last()}") from error
             if is_out_of_memory(error):
                 traceback.clear_frames(error.__traceback__)  # what they hold is needed for saving
                 trouble = f"out of memory with {trainer.model.num_gaussians:,} Gaussians"
@@ -184,8 +197,10 @@ class Recorder:
     def _save_last(self) -> str:
         """Save a checkpoint before the run ends in an error; what has come of it, with how to go on."""
         trainer = self.trainer
+        newest = checkpoint.latest(trainer.run.checkpoints)
+        if not trainer.ranks.first:
+            return f"process 0 saves; the newest checkpoint is {newest or 'none'}"
         if not trainer.whole:
-            newest = checkpoint.latest(trainer.run.checkpoints)
             return f"this was in the middle of an update, the newest checkpoint is {newest or 'none'}"
         try:
             self._save_checkpoint()
@@ -221,7 +236,8 @@ class Recorder:
         }
         self.history = [*(old for old in self.history if old["iteration"] != trainer.step), entry]
         with self._going_on("history.json"):
-            write_json(trainer.run.history, self.history)
+            if trainer.ranks.first:
+                write_json(trainer.run.history, self.history)
         return mean
 
     @contextlib.contextmanager
@@ -243,8 +259,12 @@ class Recorder:
             )
 
     def _require_finite(self) -> None:
-        """Nothing good is overwritten by a model that has diverged: the run ends here."""
+        """Nothing good is overwritten by a model that has diverged: the run ends here.
+
+        So it does where it is another model in another process.
+        """
         trainer = self.trainer
+        trainer.ranks.check_same(trainer)
         if found := diverged(trainer.joint.named_parameters()):
             name, rows = found
             newest = checkpoint.latest(trainer.run.checkpoints)
@@ -284,6 +304,8 @@ class Recorder:
     def _save_ply(self) -> None:
         """The model, and beside it what else its pictures depend on."""
         trainer = self.trainer
+        if not trainer.ranks.first:
+            return
         train, test = trainer.scene.train, trainer.scene.test
         with trainer.clock("save"):
             ply = trainer.run.ply(trainer.step)
@@ -304,6 +326,8 @@ class Recorder:
     def _save_checkpoint(self) -> None:
         """After all events so far: those that a killed run had not written yet would be in no session."""
         trainer = self.trainer
+        if not trainer.ranks.first:
+            return
         trainer.monitor.flush()
         with trainer.clock("save"):
             path = checkpoint.path_of(trainer.run.checkpoints, trainer.step)

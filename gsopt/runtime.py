@@ -99,11 +99,15 @@ class StopSignals:
     """Inside, Ctrl-C and SIGTERM ask for an end (`asked`) instead of making it; a second one makes it.
 
     Outside the main thread Python delivers no signals, so there `asked` stays None.
+
+    Args:
+        patient: a second signal changes nothing. torchrun hands on to its processes what they had already.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.asked: str | None = None  # name of the signal that came
         self._old: dict[int, Any] = {}
 
@@ -117,7 +121,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.asked is not None:
+        if self.asked is not None and not self.patient:
             raise KeyboardInterrupt(f"second {signal.Signals(number).name}, nothing saved since the first")
         self.asked = signal.Signals(number).name
 

@@ -3,7 +3,8 @@
     freezes -> for each view: activate -> rasterize -> loss -> backward -> all finite? -> observe
     -> mean of the gradients -> optimizer -> refine -> learning rates of the next step
 
-A step has `--batch-size` x `--accumulate` views, by default one.
+A step has `--batch-size` x `--accumulate` views, by default one; of several processes (`ranks`) each has so
+many.
 
 `Trainer.train` repeats it, while a `Recorder` keeps the run on disk; what is below that prepares. Each part
 is in its own file: parameters in `model`, what is trained beside it in `joint`, rates and freezes in
@@ -14,22 +15,22 @@ in `config`.
 """
 
 import dataclasses
-import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gsopt import checkpoint, pictures
+from gsopt import pictures, resume
 from gsopt.batches import average_gradients, mean_terms, scale_for_batch
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
-from gsopt.device import cpu_count, deterministic, pick_device
+from gsopt.device import cpu_count, deterministic, pick_device, use_card
 from gsopt.direct import DirectView
-from gsopt.errors import InputError
 from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.feed import PhotoFeed
 from gsopt.formats import Splat
@@ -42,21 +43,16 @@ from gsopt.locks import check_something_moves, clear_locked_gradients, hold_lock
 from gsopt.losses import photometric, with_terms
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.monitor import PICTURES, Monitor, Progress
-from gsopt.optim import build_optimizer, load_optimizer_state, visible_rows
+from gsopt.optim import build_optimizer, visible_rows
 from gsopt.optim.arguments import parse_arguments
+from gsopt.ranks import Ranks, Seen
 from gsopt.recorder import Recorder, StepResult
 from gsopt.render.info import keep_gradient
-from gsopt.rundir import read_json
+from gsopt.rundir import RunFolder
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
 from gsopt.strategy import Strategy
-from gsopt.versions import other_versions, versions
 from gsopt.warm_start import for_start, load_moments
-
-SAVED = (  # in every checkpoint
-    *("step", "first_sh_degree", "model", "optimizer", "strategy", "strategy_kind"),
-    *("order", "generator", "seconds", "config"),
-)
 
 
 class Trainer:
@@ -67,6 +63,7 @@ class Trainer:
         scene: by default loaded from `config.scene`.
         model: by default made from the scene's points, or read from `config.init` where that is a splat.
         strategy: by default the one named in `config`.
+        ranks: this process among others; by default those of torch.distributed, where it has a group.
 
     A model or strategy given here is trained in place. `step` is the number of finished steps.
 
@@ -80,17 +77,23 @@ class Trainer:
         scene: Scene | None = None,
         model: GaussianModel | None = None,
         strategy: Strategy | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks = Ranks.current() if ranks is None else ranks
         if config.scene is None and scene is not None:
             config = dataclasses.replace(config, scene=scene.path)
+        if not ranks.first:
+            config = dataclasses.replace(config, quiet=True)
         config.check()
         self.device = pick_device(config.device, config.backend)
+        use_card(self.device, ranks.local_rank)
         self.config = config = config.resolved(self.device.type)
-        self.threads = config.threads or cpu_count()
+        self.threads = config.threads or max(1, cpu_count() // ranks.local_size)
+        self.views_per_step = config.views_per_step * ranks.size
         use_kernel_threads(self.threads, self.device, config.backend)
         self.clock = Stopwatch(self.device)
-        self.run = config.run_folder()
-        saved = self._saved_state()
+        self.run = config.run_folder() if ranks.first else RunFolder(config.output or "output")
+        saved = resume.saved_state(config, self.run, ranks)
         with self.clock("load"):
             if scene is None:  # a resumed run has no more use for the points it began with
                 scene = (dataclasses.replace(config, init=None) if saved else config).load_scene()
@@ -120,7 +123,7 @@ class Trainer:
         self.start_notes: list[str] = []  # on Gaussians from a file
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
         if saved:
-            self._resume(saved)
+            resume.go_on(self, saved)
         else:
             self._begin(start)
         self._lock(saved)
@@ -140,9 +143,11 @@ class Trainer:
             self.step += 1
             apply_freezes(self.optimizer, self.specs, self.step - 1)
             losses = []
-            for _ in range(self.config.views_per_step):
-                terms, image, photo = self._backward()
-                losses.append(terms)
+            for number, background in self.ranks.deal(self._next_views()):
+                backward = partial(self._backward, number, background)
+                terms, image, photo = self.ranks.each(backward, self._observer())
+                losses += terms
+            self.ranks.sum_gradients(self.optimizer)
         self.whole = False
         average_gradients(self.optimizer, len(losses))
 
@@ -156,13 +161,11 @@ class Trainer:
         terms = mean_terms(losses)
         return StepResult(terms.pop("total"), terms, image, photo, refined)
 
-    def _backward(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Render the next view and add the gradients of its loss to those that there are.
+    def _backward(self, number: int, background: Tensor) -> Seen:
+        """Render a view and add the gradients of its loss to those that there are.
 
-        Returns the loss's terms and "total", the image and the photo.
+        Raises NonFinite where the loss or a gradient is not finite.
         """
-        number = self.order.next()
-        background = self._view_background()
         view, photo = self.feed.take(number, self.reduction, background)
 
         grad2d = self.strategy.needs_grad2d(self.step)
@@ -185,15 +188,22 @@ class Trainer:
             where = f"iteration {self.step}: photo {view.camera.name}"
             projected = info["means2d"].grad if grad2d else None
             check_finite(where, loss, self.optimizer, self.model, projected)
+        return Seen(terms | {"total": loss.detach()}, image.detach(), photo, info, grad2d)
+
+    def _observer(self) -> Callable[[Mapping[str, Any]], None] | None:
+        """What looks at each view's info after its backward pass; None where nobody does."""
+        watched = type(self.strategy).observe is not Strategy.observe
+        return self._observe if watched or hasattr(self.optimizer, "add_visible") else None
+
+    def _observe(self, info: Mapping[str, Any]) -> None:
         self.strategy.observe(self.model, info, self.step)
         if hasattr(self.optimizer, "add_visible"):
             self.optimizer.add_visible(self.model, visible_rows(info))
-        return terms | {"total": loss.detach()}, image.detach(), photo
 
     def skip_step(self) -> None:
         """Leave the next step out: its number, its views and its learning rates go by, all else stays."""
         self.step += 1
-        for _ in range(self.config.views_per_step):
+        for _ in range(self.views_per_step):
             self.order.next()
         self.scheduler.load_state_dict({"step": self.step})
         self.skipped += 1
@@ -212,10 +222,11 @@ class Trainer:
         recorder.begin()
         progress = Progress(self.step, self.config.iterations, self.config.quiet)
         with (
-            StopSignals() as stop,
+            StopSignals(patient=self.ranks.size > 1) as stop,
             torch_threads(1),
             deterministic(self.config.deterministic),
             self.clock("train"),
+            self.ranks.together(),
             recorder.rescue(),
         ):
             try:
@@ -227,10 +238,10 @@ class Trainer:
                         result = None
                     progress.advance()
                     recorder.after(result, progress)
-                    if stop.asked:
+                    if asked := self.ranks.any(stop.asked):
                         recorder.save()
                         raise KeyboardInterrupt(
-                            f"{stop.asked} after {self.step} iterations, all saved; "
+                            f"{asked} after {self.step} iterations, all saved; "
                             f"go on with: gsopt train --resume {self.run.path}"
                         )
                 return recorder.finish()
@@ -266,12 +277,13 @@ class Trainer:
 
         with self.clock("evaluate"):
             options = self.render_options | {"sh_degree": self.sh_degree}
-            metrics = evaluate_scene(self.joint.render, self.scene, self.background, on_view=look, **options)
+            about = (self.joint.render, self.scene, self.background)
+            metrics = evaluate_scene(*about, on_view=look, shown=PICTURES, ranks=self.ranks, **options)
             for split in ("test", "train"):
                 self.monitor.evaluation(split, metrics[split], self.step)
             self.monitor.histograms(self.model.opacities, self.model.scales, self.step)
             self.monitor.flush()
-            if sheet:
+            if sheet and self.ranks.first:
                 pictures.save_png(pictures.sheet(rows), sheet)
         return metrics
 
@@ -280,27 +292,12 @@ class Trainer:
         Recorder(self).save()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as a checkpoint holds it: `SAVED` and what is newer."""
-        return {
-            "step": self.step,
-            "skipped": self.skipped,
-            "first_sh_degree": self.first_sh_degree,
-            "model": self.model.state_dict(),
-            "joint": self.joint.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "strategy": self.strategy.state_dict(),
-            "strategy_kind": type(self.strategy).__name__,
-            "order": self.order.state_dict(),
-            "generator": self.generator.get_state(),
-            "seconds": dict(self.clock.seconds),
-            "extent": self.scene.extent,  # for other programs, see `gsopt.formats`
-            "config": self.config.to_json(),
-            "versions": versions(),
-        }
+        """All that the rest of the run depends on, as a checkpoint holds it."""
+        return resume.state_of(self)
 
     # -------------------------------------------------------------------------------- what a step stands on
 
-    def _build_optimizer(self) -> None:
+    def build_optimizer(self) -> None:
         """Groups, optimizer and schedules over all parameters as they are, at step 0."""
         native = self.device.type == "cpu" and self.config.backend == "auto"
         groups = build_groups(self.joint.models, self.specs)
@@ -308,12 +305,12 @@ class Trainer:
         self.optimizer = build_optimizer(self.config.optimizer, groups, native=native, **args)
         specs = self.specs
         if self.config.scale_rates:
-            specs = scale_for_batch(self.optimizer, specs, self.config.views_per_step)
+            specs = scale_for_batch(self.optimizer, specs, self.views_per_step)
         self.scheduler = build_scheduler(self.optimizer, specs)
 
     def _begin(self, start: Splat | None) -> None:
         """A new optimizer, with the moments that came with the Gaussians in a file."""
-        self._build_optimizer()
+        self.build_optimizer()
         self.scheduler.load_state_dict({"step": self.step})
         if start is not None:
             self.start_notes = [*start.notes, *load_moments(self.optimizer, start)]
@@ -337,59 +334,12 @@ class Trainer:
         if still.union(still_groups(config), ATTRIBUTES).issuperset(present_groups(config)):
             check_something_moves(self.model, still=still.intersection(ATTRIBUTES))
 
+    def _next_views(self) -> list[tuple[int, Tensor]]:
+        """The numbers of the next step's views, those of all processes, and the backgrounds [3] of each."""
+        return [(self.order.next(), self._view_background()) for _ in range(self.views_per_step)]
+
     def _view_background(self) -> Tensor:
         """[3] behind the Gaussians in the next view."""
         if self.config.background == "random":
             return torch.rand(3, generator=self.generator, device="cpu").to(self.device, non_blocking=True)
         return self.background
-
-    def _saved_state(self) -> dict | None:
-        """What the newest checkpoint of the run to resume holds; None for a new run and one that has none."""
-        config = self.config
-        if not config.resume:
-            return None
-        config.check_resume(TrainConfig.of_run(self.run.path))
-        found = checkpoint.load_latest(self.run.checkpoints)
-        if found is None:
-            return None
-        path, state = found
-        if missing := sorted(set(SAVED) - set(state)):
-            raise InputError(f"{path}: no {', '.join(missing)} in it; delete it, and --resume starts earlier")
-        if state["step"] > config.iterations:
-            raise InputError(
-                f"--iterations {config.iterations}: the run has done {state['step']} already; give more"
-            )
-        return state
-
-    def _resume(self, state: dict) -> None:
-        """Go on from what a checkpoint holds."""
-        self._check_views()
-        self.step, self.first_sh_degree = state["step"], state["first_sh_degree"]
-        self.skipped = state.get("skipped", 0)  # older checkpoints have no such entry
-        self.model.load_state_dict(state["model"], take_sh_degree=True)
-        self.joint.load_state_dict(state.get("joint", {}))  # older checkpoints have no such entry
-        self._build_optimizer()
-        report = load_optimizer_state(self.optimizer, state["optimizer"], strict=False)
-        if not report.complete and not self.config.quiet:
-            print(f"optimizer state of step {self.step}:\n{report}")
-        self.scheduler.load_state_dict({"step": self.step})
-        if state["strategy_kind"] == type(self.strategy).__name__:
-            self.strategy.load_state_dict(state["strategy"])
-        elif not self.config.quiet:
-            print(f"strategy  {type(self.strategy).__name__} starts afresh (was {state['strategy_kind']})")
-        self.order.load_state_dict(state["order"])
-        self.generator.set_state(state["generator"])
-        self.clock.seconds = dict(state["seconds"])
-        if changed := other_versions(state.get("versions", {})):
-            warnings.warn(f"{changed}; the bits may differ from those of an undisturbed run", stacklevel=4)
-
-    def _check_views(self) -> None:
-        """The scene may have moved since the run began, but it must be the same photos."""
-        views = [view.camera.name for view in (*self.scene.train, *self.scene.test)]
-        known = [camera["img_name"] for camera in read_json(self.run.cameras)]
-        if views != known:
-            odd = sorted(set(views) ^ set(known)) or ["their order"]
-            raise InputError(
-                f"--scene {self.scene.path}: not the {len(known)} views that {self.run.cameras} has: "
-                f"{', '.join(odd[:5])}; resume with the scene and --images of the run"
-            )

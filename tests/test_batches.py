@@ -134,8 +134,8 @@ def test_gradients_add_up_in_the_memory_of_the_kernel(config, ball):
     workspace.clear()
     sums: dict[str, torch.Tensor] = {}
     for _ in range(6):
-        together._backward()
-        apart._backward()
+        together._backward(*together._next_views()[0])
+        apart._backward(*apart._next_views()[0])
         for name, parameter in apart.model.named_parameters():
             gradient = parameter.grad.clone()
             sums[name] = sums[name] + gradient if name in sums else gradient
@@ -175,8 +175,8 @@ def test_reports_are_means_over_the_views(config, ball):
     each = []
     backward = trainer._backward
 
-    def watched():
-        each.append(backward())
+    def watched(*of_view):
+        each.append(backward(*of_view))
         return each[-1]
 
     trainer._backward = watched

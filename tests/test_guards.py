@@ -46,10 +46,10 @@ def spoil(trainer: Trainer, name: str, rows, value: float = NAN, *, at: int | se
     steps = {at} if isinstance(at, int) else at
     backward, seen = trainer._backward, []
 
-    def spoilt():
+    def spoilt(*of_view):
         seen.append(trainer.step)
         if trainer.step not in steps or seen.count(trainer.step) != view + 1:
-            return backward()
+            return backward(*of_view)
         parameter = dict(trainer.joint.named_parameters())[name]
 
         def poison(gradient):
@@ -59,7 +59,7 @@ def spoil(trainer: Trainer, name: str, rows, value: float = NAN, *, at: int | se
 
         hook = parameter.register_hook(poison)
         try:
-            return backward()
+            return backward(*of_view)
         finally:
             hook.remove()
 

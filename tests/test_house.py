@@ -50,7 +50,8 @@ HOUSE = {
     "strategy": {"surgery", "geometry", "schedules", "native"},
     "direct": {"cameras", "losses", "model", "native", "render"},
     "pruning": {"cameras", "model", "render"},
-    "evaluation": {"cameras", "datasets", "metrics", "model", "render", "runtime"},
+    "ranks": {"device", "guards"},
+    "evaluation": {"cameras", "datasets", "metrics", "model", "ranks", "render", "runtime"},
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}
@@ -62,7 +63,10 @@ HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "s
 HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
 HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["trainer"] = BELOW | {"config", "group_options", "joint", "joint_options", "recorder", "warm_start"}
+HOUSE["resume"] = {"checkpoint", "config", "datasets", "optim", "ranks", "rundir", "versions"}
+HOUSE["trainer"] = BELOW | {
+    *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
+}
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {

@@ -117,10 +117,10 @@ def test_an_allocation_that_fails_saves_and_can_be_gone_on_from(ball, tmp_path, 
     with monkeypatch.context() as patch:
         backward = Trainer._backward
 
-        def hungry(trainer):
+        def hungry(trainer, *of_view):
             if trainer.step == 6:
                 torch.empty(1 << 50, dtype=torch.uint8)
-            return backward(trainer)
+            return backward(trainer, *of_view)
 
         patch.setattr(Trainer, "_backward", hungry)
         capsys.readouterr()

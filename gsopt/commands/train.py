@@ -1,6 +1,7 @@
 """`gsopt train`: photos and points in, a trained splat out."""
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from gsopt.group_options import FITTED_RATES, fitted_rate
 from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
 from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.ranks import Ranks, joined, restarts
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.trainer import Trainer
@@ -23,19 +25,46 @@ ABOUT = "Train a 3D Gaussian splatting scene: --scene DIR, or --resume RUN to go
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, then run."""
+    """Parse, then run; with those that torchrun has started beside this process."""
+    with joined() as ranks:
+        if not ranks.first:  # the first process warns for all
+            warnings.simplefilter("ignore")
+        parse_and_run(argv, ranks)
+
+
+def parse_and_run(argv: Sequence[str], ranks: Ranks) -> None:
+    """As `main`, in one of the processes `ranks`."""
     config = parse(TrainConfig, argv, "gsopt train", ABOUT)
+    if ranks.tell(lambda: is_restart(config)):
+        argv = [*argv, "--resume", str(config.output)]
+        config = parse(TrainConfig, argv, "gsopt train", ABOUT)
     old = TrainConfig()
     if config.resume:
         old = TrainConfig.of_run(config.resume)
         config = parse(TrainConfig, argv, "gsopt train", ABOUT, default=old)
-        for name, before, after in differences(old, config):
+        for name, before, after in differences(old, config) if ranks.first else ():
             print(f"--{name}: {after} (the run had {before})")
-    warn_of_idle(old, config)
-    run(config)
+    warn_of_idle(old, config, ranks.size)
+    run(config, ranks)
 
 
-def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
+def is_restart(config: TrainConfig) -> bool:
+    """Whether torchrun has started this command again, after a process died, and the run is there by now.
+
+    Raises InputError where it could not find the run again.
+    """
+    if config.resume:
+        return False
+    allowed = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if allowed and config.output is None:
+        raise InputError(
+            f"--output: torchrun may start this run again (--max-restarts {allowed}) and would not find it "
+            "under a default name; give --output DIR"
+        )
+    return restarts() > 0 and RunFolder(config.output).config.is_file()
+
+
+def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> None:
     """Warn of settings, other than those of `old`, of what there is none of: densification, poses, ..."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
     used = STRATEGIES.get(config.strategy)
@@ -45,7 +74,7 @@ def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
         (because, True, others if used else (*others, "--max-gaussians")),
         ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
         ("because there is no --lock", not config.lock, ("--lock-attributes",)),
-        ("because a step has one view", config.views_per_step == 1, ("--scale-rates",)),
+        ("because a step has one view", config.views_per_step * processes == 1, ("--scale-rates",)),
         ("without --exposure", not config.exposure, ("--groups.exposure.",)),
         (
             "without --background-model-trainable",
@@ -58,17 +87,17 @@ def warn_of_idle(old: TrainConfig, config: TrainConfig) -> None:
             warnings.warn(f"{', '.join(named)}: without effect, {reason}", stacklevel=2)
 
 
-def run(config: TrainConfig) -> Metrics:
+def run(config: TrainConfig, ranks: Ranks | None = None) -> Metrics:
     """One run from start, or its checkpoint, to end; what is in its metrics.json."""
-    if config.resume and (done := finished(config)):
-        print(
-            f"{config.resume} is finished: {done:,} iterations are done; give a larger --iterations to go on"
-        )
+    ranks = ranks or Ranks()
+    say = print if ranks.first else str
+    if config.resume and (done := ranks.tell(lambda: finished(config))):
+        say(f"{config.resume} is finished: {done:,} iterations are done; give a larger --iterations to go on")
         return read_json(RunFolder(config.resume).metrics)
-    trainer = Trainer(config)
-    print("\n".join(opening(trainer)))
+    trainer = Trainer(config, ranks=ranks)
+    say("\n".join(opening(trainer)))
     metrics = trainer.train()
-    print("\n".join(summary(trainer, metrics)))
+    say("\n".join(summary(trainer, metrics)))
     return metrics
 
 
@@ -110,7 +139,7 @@ def opening(trainer: Trainer) -> list[str]:
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
         *(f"beside    {line}" for line in beside(trainer)),
         f"training  {config.iterations:,} iterations{start}",
-        *([step_line(config)] if config.views_per_step > 1 else []),
+        *([step_line(config, trainer.ranks.size)] if trainer.views_per_step > 1 else []),
         *([f"growth    {plan} (--max-gaussians)"] if (plan := trainer.strategy.plan(trainer.model)) else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
@@ -166,10 +195,11 @@ def beside(trainer: Trainer) -> list[str]:
     return lines
 
 
-def step_line(config: TrainConfig) -> str:
+def step_line(config: TrainConfig, processes: int) -> str:
     """What a step of several views is made of."""
-    views = config.views_per_step
-    deal = f"--batch-size {config.batch_size} x --accumulate {config.accumulate}"
+    views = config.views_per_step * processes
+    deal = f"{processes} processes x " if processes > 1 else ""
+    deal += f"--batch-size {config.batch_size} x --accumulate {config.accumulate}"
     rates = f", all rates x{math.sqrt(views):.2f} (--scale-rates)" if config.scale_rates else ""
     return f"step      of {views} views: {deal}{rates}"
 
