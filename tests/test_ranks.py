@@ -243,7 +243,7 @@ def test_a_run_whose_process_is_killed_is_started_again(ball, straight, tmp_path
     assert ended.returncode == 0, ended.stderr
     assert "iteration 6: another of the 2 processes has ended or gives no answer" in ended.stderr
     assert "saved after iteration 6" in ended.stderr
-    assert ended.stdout.count("on CPU, 1 thread, from iteration 6") == 1
+    assert ended.stdout.count("iterations, from iteration 6") == 1
     assert run_differences(straight, tmp_path / "run") == []
 
 
