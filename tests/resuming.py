@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import scenes
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from gsopt import checkpoint
 from gsopt.config import TrainConfig
 from gsopt.datasets import pyramid
 from gsopt.group_options import GroupOptions, Groups
+from gsopt.model import GaussianModel
 from gsopt.optim import catalog
 from gsopt.rundir import read_json
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy
@@ -52,6 +54,14 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         )
     },
 }
+
+
+def write_ball(folder: Path) -> Path:
+    """The scene of the cases, 60 points and their photos, with 40 Gaussians beside it as `SPLAT`."""
+    scenes.write_nerf_synthetic(folder, points=60)
+    xyz, rgb = scenes.ball_points(40, seed=1)
+    GaussianModel.from_points(xyz, rgb / 255, sh_degree=3).save_ply(folder / SPLAT)
+    return folder
 
 
 @dataclass

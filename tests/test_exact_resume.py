@@ -7,22 +7,17 @@ from pathlib import Path
 
 import pytest
 import resuming
-import scenes
 import torch
 
 from gsopt import checkpoint
 from gsopt.config import TrainConfig
 from gsopt.datasets import pyramid
-from gsopt.model import GaussianModel
 from gsopt.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
 def ball(tmp_path_factory):
-    folder = scenes.write_nerf_synthetic(tmp_path_factory.mktemp("exact") / "ball", points=60)
-    xyz, rgb = scenes.ball_points(40, seed=1)
-    GaussianModel.from_points(xyz, rgb / 255, sh_degree=3).save_ply(folder / resuming.SPLAT)
-    return folder
+    return resuming.write_ball(tmp_path_factory.mktemp("exact") / "ball")
 
 
 @pytest.fixture(autouse=True)

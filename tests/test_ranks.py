@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import ranked
 import resuming
-import scenes
 import torch
 
 from gsopt import checkpoint
@@ -22,7 +21,7 @@ from gsopt.commands.train import is_restart
 from gsopt.config import TrainConfig
 from gsopt.datasets import pyramid
 from gsopt.errors import InputError
-from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.model import ATTRIBUTES
 from gsopt.ranks import Ranks, SharedInfo, digest
 from gsopt.runtime import StopSignals
 from gsopt.trainer import Trainer
@@ -44,10 +43,7 @@ STOP = 13
 
 @pytest.fixture(scope="module")
 def ball(tmp_path_factory):
-    folder = scenes.write_nerf_synthetic(tmp_path_factory.mktemp("ranks") / "ball", points=60)
-    xyz, rgb = scenes.ball_points(40, seed=1)
-    GaussianModel.from_points(xyz, rgb / 255, sh_degree=3).save_ply(folder / resuming.SPLAT)
-    return folder
+    return resuming.write_ball(tmp_path_factory.mktemp("ranks") / "ball")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsopt.native import check, library, pointer
+from gsopt.native import check, is_plain, library, pointer
 
 NOISE_STEEPNESS, NOISE_OPACITY = 100, 0.005  # of the sigmoid that gates the noise: Kheradmand et al., eq. 8
 
@@ -19,7 +19,7 @@ def rows_below(values: Tensor, limit: float, allowed: Tensor | None = None) -> T
 
     On the CPU one pass of the native kernel; :func:`rows_below_reference` is its slow twin.
     """
-    if not (values.is_cpu and values.is_contiguous() and values.dtype == torch.float32):
+    if not is_plain(values):
         return rows_below_reference(values, limit, allowed)
     rows = torch.empty(len(values), dtype=torch.int64, device="cpu")
     inputs = (pointer(values), limit, pointer(allowed), pointer(rows))
@@ -52,8 +52,7 @@ def perturb(
         opacity, rotation, scaling: raw, as in the model. [N, 1], [N, 4], [N, 3]
         strength: 1 / world units.
     """
-    floats = (xyz, draws, opacity, rotation, scaling)
-    if not all(t.is_cpu and t.is_contiguous() and t.dtype == torch.float32 for t in floats):
+    if not all(map(is_plain, (xyz, draws, opacity, rotation, scaling))):
         perturb_reference(xyz, rows, draws, opacity, rotation, scaling, strength)
         return
     inputs = map(pointer, (rows, draws, opacity, rotation, scaling))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsopt.native import check, library, pointer
+from gsopt.native import check, is_plain, library, pointer
 
 
 class ViewStatistics:
@@ -103,9 +103,8 @@ def add_gradients(
         gradients: by the projected centres, pixels. [C, N, 2]
         scale: factors on the gradient's x and y.
     """
-    tensors = (norms, counts, radii, gradients)
-    floats = all(tensor.dtype == torch.float32 for tensor in (norms, counts, gradients))
-    if not floats or radii.dtype != torch.int32 or not all(map(_plain, tensors)):
+    plain = radii.dtype == torch.int32 and radii.is_cpu and radii.is_contiguous()
+    if not (plain and all(map(is_plain, (norms, counts, gradients)))):
         add_gradients_reference(norms, counts, radii, gradients, scale)
         return
     for camera in range(len(radii)):
@@ -122,7 +121,3 @@ def add_gradients_reference(
     for camera in range(len(radii)):
         norms += torch.where(visible[camera], (x[camera].square() + y[camera].square()).sqrt(), 0)
         counts += visible[camera]
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.is_contiguous()
