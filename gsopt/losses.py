@@ -119,11 +119,6 @@ def _check(image: Tensor, target: Tensor) -> None:
         raise ValueError(f"target: expected uint8 or floating point, found {target.dtype}")
 
 
-def weighted(l1: float, index: float, ssim_weight: float) -> float:
-    """The loss of its two terms. Of single numbers: torch takes longer for each sum and product."""
-    return (1 - ssim_weight) * l1 + ssim_weight * (1 - index)
-
-
 class _Photometric(torch.autograd.Function):
     """The native kernel: the gradient comes with the value, if anybody is going to ask for it."""
 
@@ -135,7 +130,7 @@ class _Photometric(torch.autograd.Function):
         target = target if bytes_given else target.float()
         gradient = workspace.empty("v_image", image.shape) if ctx.needs_input_grad[0] else None
         frame = Frame()  # lends its buffers until the call is over
-        sums = torch.empty(2, dtype=torch.float64, device="cpu")
+        values = torch.empty(3, dtype=torch.float32, device="cpu")
         check(
             library().gsopt_photometric(
                 frame.handle,
@@ -145,13 +140,12 @@ class _Photometric(torch.autograd.Function):
                 pointer(target) if bytes_given else None,
                 None if bytes_given else pointer(target),
                 ssim_weight,
-                pointer(sums),
+                pointer(values),
                 pointer(gradient),
             )
         )
         ctx.gradient = gradient
-        l1, index = sums.tolist()
-        results = tuple(image.new_tensor(x) for x in (weighted(l1, index, ssim_weight), l1, index))
+        results = tuple(image.new_tensor(value) for value in values.tolist())
         ctx.mark_non_differentiable(*results[1:])
         return results
 

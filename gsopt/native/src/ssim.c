@@ -212,7 +212,7 @@ static void ssim_task(void *context, int64_t task, int thread) {
 }
 
 static int photometric_locked(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
-                      const float *target, float weight, double *sums, float *gradient) {
+                      const float *target, double weight, float *values, float *gradient) {
     int length = 3 * width, strips = (int)div_up(length, STRIP), threads = pool_threads();
     int strip = (int)div_up(div_up(length, strips), 16) * 16;
     strips = (int)div_up(length, strip);
@@ -225,21 +225,22 @@ static int photometric_locked(gsopt_frame *f, int height, int width, const float
         return GSOPT_NO_MEMORY;
     ssim_job job = {.height = height, .length = length, .strips = strips, .strip = strip, .band = band,
                     .bands = (int)div_up(height, band), .image = image, .target = target, .target8 = target8,
-                    .weight = weight, .gradient = gradient, .sums = f->loss_sums.data,
+                    .weight = (float)weight, .gradient = gradient, .sums = f->loss_sums.data,
                     .scratch = f->loss_scratch.data, .scratch_floats = each};
     stage_clock clock = stage_begin();
     parallel_for((int64_t)job.bands * strips, ssim_task, &job);
     stage_end(&clock, STAGE_LOSS);
-    sums[0] = sums[1] = 0;
-    for (size_t i = 0; i < rows; i++) sums[0] += job.sums[i][0], sums[1] += job.sums[i][1];
-    sums[0] /= (double)height * length, sums[1] /= (double)height * length;
+    double l1 = 0, ssim = 0;
+    for (size_t i = 0; i < rows; i++) l1 += job.sums[i][0], ssim += job.sums[i][1];
+    l1 /= (double)height * length, ssim /= (double)height * length;
+    values[0] = (float)((1 - weight) * l1 + weight * (1 - ssim)), values[1] = (float)l1, values[2] = (float)ssim;
     return 0;
 }
 
 int gsopt_photometric(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
-                      const float *target, float weight, double *sums, float *gradient) {
+                      const float *target, double weight, float *values, float *gradient) {
     pool_lock(); /* loss_scratch is by thread */
-    int status = photometric_locked(f, height, width, image, target8, target, weight, sums, gradient);
+    int status = photometric_locked(f, height, width, image, target8, target, weight, values, gradient);
     pool_unlock();
     return status;
 }
