@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+_CANCELLED = 0.1  # length up to which a mean of directions says nothing
 
 @dataclass(frozen=True, eq=False)
 class Camera:
@@ -44,6 +45,19 @@ class Camera:
         K = self.K * torch.tensor(scale, device=self.K.device)[:, None]  # [3, 3]
         return replace(self, width=width, height=height, K=K)
 
+    def fitted(self, width: int, height: int) -> "Camera":
+        """A camera of `width` x `height` pixels that sees all that this one does, without distortion.
+
+        The picture is scaled by one factor and stays in the middle; where the shape is another, more is seen
+        on two sides.
+        """
+        scale = min(width / self.width, height / self.height)
+        K = self.K.clone()
+        K[:2] *= scale
+        K[0, 2] += (width - scale * self.width) / 2
+        K[1, 2] += (height - scale * self.height) / 2
+        return replace(self, width=width, height=height, K=K)
+
 
 def cameras_extent(cameras: Sequence[Camera]) -> float:
     """Size of a capture in world units: 1.1 x the largest distance of a camera centre from their mean.
@@ -57,6 +71,23 @@ def cameras_extent(cameras: Sequence[Camera]) -> float:
         raise ValueError("cameras_extent: no cameras, expected at least one")
     centers = torch.stack([camera.center.double().cpu() for camera in cameras])  # [C, 3]
     return 1.1 * (centers - centers.mean(dim=0)).norm(dim=1).max().item()
+
+
+def scene_up(cameras: Sequence[Camera]) -> Tensor:
+    """[3] float64 direction of length 1 that is up in the scene: the mean of the cameras' own up vectors.
+
+    Photos are rarely taken upside down, so rolls even out. Where they cancel each other, up is against the mean
+    direction of view, as of photos from above; z where that cancels too.
+
+    Raises ValueError without cameras.
+    """
+    if not cameras:
+        raise ValueError("scene_up: no cameras, expected at least one")
+    axes = torch.stack([camera.viewmat[:3, :3].double().cpu() for camera in cameras]).mean(dim=0)  # rows
+    for mean in (-axes[1], -axes[2]):
+        if mean.norm() > _CANCELLED:
+            return mean / mean.norm()
+    return torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
 
 def camera_to_json(camera: Camera, index: int) -> dict:

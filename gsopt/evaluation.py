@@ -1,7 +1,7 @@
 """A model seen through cameras: its images, and how close they are to the photos."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +31,29 @@ def render_view(
     `sh_degree`: highest band used, by default all the model has. `options` go to `gsopt.rasterization`.
     Values above 1 are not clipped.
     """
+    images, _, info = _rasterized(model, camera, background, sh_degree, **options)
+    return images.squeeze(0), info  # its gradient is a view, that of images[0] a copy
+
+
+class Maps(NamedTuple):
+    """What a model looks like from one camera."""
+
+    image: Tensor  # [H, W, 3], over the background; not clipped
+    depth: Tensor  # [H, W] expected depth (z along the view, world units); 0 where alpha is 0
+    alpha: Tensor  # [H, W] opacity of all that is there, 0 to 1
+
+
+def render_maps(model: GaussianModel, camera: Camera, background: Tensor, **options: Any) -> Maps:
+    """The same with depth and alpha, all from one rasterization."""
+    images, alphas, _ = _rasterized(model, camera, background, None, render_mode="RGB+ED", **options)
+    return Maps(images[0, ..., :3], images[0, ..., 3], alphas[0, ..., 0])
+
+
+def _rasterized(
+    model: GaussianModel, camera: Camera, background: Tensor, sh_degree: int | None, **options: Any
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     device = background.device
-    images, _, info = rasterization_of_parameters(
+    return rasterization_of_parameters(
         model.xyz,
         model.rotation,
         model.scaling,
@@ -47,7 +68,6 @@ def render_view(
         packed=False,
         **options,
     )
-    return images.squeeze(0), info  # its gradient is a view, that of images[0] a copy
 
 
 @torch.no_grad()

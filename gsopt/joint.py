@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gsopt.cameras import Camera
 from gsopt.datasets import Scene
 from gsopt.errors import InputError
-from gsopt.evaluation import render_view
+from gsopt.evaluation import Maps, render_maps, render_view
 from gsopt.exposure import Exposure
 from gsopt.geometry import num_sh_bases
 from gsopt.model import ATTRIBUTES, GaussianModel
@@ -113,6 +113,16 @@ class Joint:
         if self.exposure is not None and view is not None:
             image = self.exposure(image, view)
         return image, info
+
+    def maps(self, camera: Camera, background: Tensor, view: int | None = None, **options: Any) -> Maps:
+        """The image that `render` gives, with depth and alpha."""
+        camera = camera if view is None else self.refined(camera, view)
+        both = self.background_model
+        model = self.model if both is None else Together(self.model, both)
+        maps = render_maps(model, camera, background, **options)
+        if self.exposure is not None and view is not None:
+            maps = maps._replace(image=self.exposure(maps.image, view))
+        return maps
 
     def refined(self, camera: Camera, view: int) -> Camera:
         """The camera of a training view where training has moved it to; as it is where poses are given."""

@@ -77,7 +77,8 @@ class Recorder:
         else:
             trainer.run = trainer.run.claim(settings)
             self._session.enter_context(trainer.run.held())
-        cameras = [view.camera for view in (*trainer.scene.train, *trainer.scene.test)]
+        # The original 3DGS puts the test cameras first.
+        cameras = [view.camera for view in (*trainer.scene.test, *trainer.scene.train)]
         write_json(trainer.run.cameras, [camera_to_json(camera, i) for i, camera in enumerate(cameras)])
         return trainer.run
 
@@ -317,7 +318,7 @@ class Recorder:
             trainer.model.save_ply(ply)
             if trainer.joint.poses is not None:
                 refined = [trainer.joint.refined(view.camera, i) for i, view in enumerate(train)]
-                cameras = [*refined, *(view.camera for view in test)]
+                cameras = [*(view.camera for view in test), *refined]
                 write_json(
                     trainer.run.refined_cameras,
                     [camera_to_json(camera, i) for i, camera in enumerate(cameras)],

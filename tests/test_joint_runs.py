@@ -249,13 +249,14 @@ def test_cameras_as_refined_are_written_beside_those_that_were_given(ball, all_o
     trainer.train()
     given = json.loads(trainer.run.cameras.read_text())
     refined = json.loads(trainer.run.refined_cameras.read_text())
-    assert given == [camera_to_json(view.camera, i) for i, view in enumerate([*ball.train, *ball.test])]
+    assert given == [camera_to_json(view.camera, i) for i, view in enumerate([*ball.test, *ball.train])]
     assert [entry["img_name"] for entry in refined] == [entry["img_name"] for entry in given]
     with torch.no_grad():
         first = trainer.joint.refined(ball.train[0].camera, 0)
-    assert refined[0] == camera_to_json(first, 0)
-    assert refined[0] != given[0]
-    assert refined[len(ball.train) :] == given[len(ball.train) :]  # test cameras
+    tests = len(ball.test)
+    assert refined[tests] == camera_to_json(first, tests)
+    assert refined[tests] != given[tests]
+    assert refined[:tests] == given[:tests]
 
 
 @pytest.mark.parametrize("trainable", [True, False])

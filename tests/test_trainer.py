@@ -84,7 +84,7 @@ def test_a_run_on_disk(ball, config):
     assert set(metrics["views"]["test"]) == {view.camera.name for view in ball.test}
     assert set(metrics["seconds"]) == {"load", "train", "evaluate", "save", "total"}
     cameras = json.loads((run / "cameras.json").read_text())
-    views = [*ball.train, *ball.test]
+    views = [*ball.test, *ball.train]  # the order of the original 3DGS
     assert [entry["img_name"] for entry in cameras] == [view.camera.name for view in views]
     for iteration in (20, 40):
         ply = PlyData.read(run / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply")
