@@ -12,6 +12,11 @@ from torch import Tensor
 
 GAP = 4  # pixels of white between the pictures of a sheet
 ERROR_AT_WHITE = 0.5  # mean absolute difference over the channels that is drawn white
+# matplotlib's viridis at 0, 1/8, ... 1: van der Walt and Smith 2015
+_VIRIDIS = [
+    [68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141],
+    [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37],
+]  # fmt: skip
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -29,11 +34,27 @@ def png(image: Tensor) -> bytes:
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """One image as an 8-bit PNG; the folder is made where needed."""
+    """One image [H, W, 3], or [H, W, 4] with straight alpha, as an 8-bit PNG; the folder is made where needed."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(to_uint8(image).numpy(), "RGB").save(path, compress_level=3)
+    mode = "RGBA" if image.shape[-1] == 4 else "RGB"
+    Image.fromarray(to_uint8(image).numpy(), mode).save(path, compress_level=3)
+
+
+def grey(values: Tensor) -> Tensor:
+    """[H, W, 3] of one value 0..1 for each pixel: 0 is black, 1 white."""
+    return values[..., None].expand(-1, -1, 3)
+
+
+def depth_picture(depth: Tensor, alpha: Tensor, near: float, far: float) -> Tensor:
+    """[H, W, 3] of depths [H, W]: yellow at `near` through green and blue to violet at `far`, fading to black
+    where `alpha` [H, W] does. The colours are those of viridis, whose brightness falls evenly."""
+    colors = torch.tensor(_VIRIDIS, device=depth.device) / 255  # [9, 3]
+    place = ((far - depth) / max(far - near, 1e-12)).clamp(0, 1) * (len(colors) - 1)
+    below = place.floor().clamp(max=len(colors) - 2)
+    color = torch.lerp(colors[below.long()], colors[below.long() + 1], (place - below)[..., None])
+    return color * alpha[..., None]
 
 
 def error_map(image: Tensor, target: Tensor) -> Tensor:

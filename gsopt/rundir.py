@@ -166,13 +166,18 @@ class RunFolder:
         return self.ply(iteration), iteration
 
     def picture_of(self, kind: str, view: str) -> Path:
-        """A PNG of one view, named as its photo: renders/KIND/a.png for a.png, a.jpg.png for a.jpg.
+        """A PNG of one view: renders/KIND/ and its :func:`picture_name`."""
+        return self.renders / kind / picture_name(view)
 
-        It is always inside that folder: of absolute names and such with ".." the rest is used.
-        """
-        name = Path(view)
-        inside = Path(*(part for part in name.parts if part not in (name.anchor, "..")))
-        return self.renders / kind / (inside if inside.suffix == ".png" else f"{inside}.png")
+
+def picture_name(view: str) -> Path:
+    """Where in a folder the PNG of a view is, named as its photo: a.png for a.png, a.jpg.png for a.jpg.
+
+    It is always inside that folder: of absolute names and such with ".." the rest is used.
+    """
+    name = Path(view)
+    inside = Path(*(part for part in name.parts if part not in (name.anchor, "..")))
+    return inside if inside.suffix == ".png" else inside.with_name(f"{inside.name}.png")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,8 +14,8 @@ from gsopt.errors import InputError
 
 COMMANDS = {
     "train": "photos and points in, a trained splat out",
-    "evaluate": "PSNR, SSIM and L1 of a run or a PLY, with pictures",
-    "render": "the test views of a run or a PLY as PNG",
+    "evaluate": "PSNR, SSIM, L1 and LPIPS of a run or a PLY, with pictures",
+    "render": "pictures or a video of a run or a PLY: photographed views, an orbit, a path",
     "freeze_sweep": "a grid of runs: what freezing costs and brings, as table and picture",
     "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
     "convert": "files of Gaussians of every program into each other, cropped, moved, joined",
