@@ -69,9 +69,7 @@ def _of_nerfstudio(where: str, name: str, entry: dict, content: dict) -> Camera:
     return _camera(where, name, (width, height), (focal, focal), pose)
 
 
-def _camera(
-    where: str, name: str, size: tuple[int, int], focal: tuple[float, float], pose: Tensor
-) -> Camera:
+def _camera(where: str, name: str, size: tuple[int, int], focal: tuple[float, float], pose: Tensor) -> Camera:
     """pose: [4, 4] camera to world, OpenCV axes."""
     rotation = pose[:3, :3]
     off = (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max().item()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 _CANCELLED = 0.1  # length up to which a mean of directions says nothing
 
+
 @dataclass(frozen=True, eq=False)
 class Camera:
     """One pinhole camera without lens distortion.

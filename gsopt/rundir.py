@@ -12,6 +12,7 @@ point_cloud/iteration_1000/views.json            pose and exposure of each train
 metrics.json                                     PSNR, SSIM, L1 at the end
 metrics_1000.json, metrics_changed.json          of an older model, or seen with other settings
 renders/comparison.png                           a few test views: photo | render | error
+renders/sheet.png                                the worst views of `gsopt evaluate`
 renders/KIND/VIEW.png                            what `gsopt evaluate` and `gsopt render` write
 """
 

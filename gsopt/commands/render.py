@@ -144,7 +144,9 @@ def make_shots(config: RenderConfig, source: Source) -> list[Shot]:
         return _sized([Shot(camera) for camera in read_cameras(Path(config.path))], config)
     refined = [joint.refined(shot.camera, shot.view) for shot in trained]
     if config.path == "orbit":
-        return _sized([Shot(camera) for camera in orbit(refined, scene.points.xyz, config.frames or 120)], config)
+        return _sized(
+            [Shot(camera) for camera in orbit(refined, scene.points.xyz, config.frames or 120)], config
+        )
     size = refined[0].width, refined[0].height
     keys = [camera.fitted(*size) for camera in refined]
     return _sized([Shot(camera) for camera in interpolate(keys, config.frames or 10 * len(keys))], config)

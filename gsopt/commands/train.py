@@ -238,6 +238,7 @@ def metrics_lines(metrics: Metrics) -> list[str]:
     """The means of each split, and the number of Gaussians."""
     lines = [
         f"{split:<10}PSNR {mean['psnr']:.2f} dB   SSIM {mean['ssim']:.4f}   L1 {mean['l1']:.4f}"
+        + (f"   LPIPS {mean['lpips']:.4f}" if "lpips" in mean else "")
         for split in ("test", "train")
         if (mean := metrics[split])["psnr"] is not None
     ]
