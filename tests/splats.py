@@ -94,3 +94,16 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, value in expected.items():
         assert found[name].shape == value.shape, name
         assert torch.equal(found[name], value.detach()), name
+
+
+def in_range(splat: Splat) -> Splat:
+    """The same with values that every format can say."""
+    splat.tensors["feature_dc"] = splat.tensors["feature_dc"].clamp(-1.7, 1.7)
+    splat.tensors["feature_rest"] = splat.tensors["feature_rest"].clamp(-0.9, 0.9)
+    return splat
+
+
+def angles(a: Tensor, b: Tensor) -> Tensor:
+    """Between rotations, degrees. [N]"""
+    a, b = (nn.functional.normalize(q.double(), dim=1) for q in (a, b))
+    return torch.rad2deg(2 * (a * b).sum(1).abs().clamp(max=1).acos())

@@ -229,10 +229,10 @@ def test_evaluate_and_render_a_ply(run, ball, tmp_path):
         tmp_path / "b",
         "--background",
         "black",
-        "--split",
+        "--path",
         "train",
     )
-    pictures = sorted((tmp_path / "b" / "renders" / "train").rglob("*.png"))
+    pictures = sorted((tmp_path / "b").rglob("*.png"))
     assert len(pictures) == 6
     with Image.open(pictures[0]) as picture:
         assert max(picture.getpixel((0, 0))) < 50

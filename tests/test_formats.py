@@ -2,9 +2,7 @@
 
 import gzip
 import itertools
-import shutil
 import struct
-import subprocess
 import sys
 import warnings
 
@@ -15,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData
 from scipy.spatial import cKDTree
-from splats import assert_same, original_checkpoint, random_splat, random_tensors
+from splats import angles, assert_same, in_range, original_checkpoint, random_splat, random_tensors
 
 from gsopt.errors import InputError
 from gsopt.formats import Splat, read, write
@@ -34,19 +32,6 @@ KEPT = {
         "feature_rest": 1 / 255,
     },
 }
-
-
-def in_range(splat: Splat) -> Splat:
-    """The same with values that every format can say."""
-    splat.tensors["feature_dc"] = splat.tensors["feature_dc"].clamp(-1.7, 1.7)
-    splat.tensors["feature_rest"] = splat.tensors["feature_rest"].clamp(-0.9, 0.9)
-    return splat
-
-
-def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Between rotations, degrees. [N]"""
-    a, b = (torch.nn.functional.normalize(q.double(), dim=1) for q in (a, b))
-    return torch.rad2deg(2 * (a * b).sum(1).abs().clamp(max=1).acos())
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -253,23 +238,6 @@ def test_files_of_supersplat(shared, name, count, degree):
     splat = read(shared / "splats" / name)
     assert (splat.count, splat.sh_degree) == (count, degree)
     assert all(value.isfinite().all() for value in splat.tensors.values())
-
-
-@pytest.mark.filterwarnings("ignore:.*opacities are infinite")
-@pytest.mark.skipif(
-    shutil.which("splat-transform") is None, reason="npm's @playcanvas/splat-transform is not here"
-)
-@pytest.mark.parametrize("name", ["a.compressed.ply", "a.splat", "a.spz"])
-def test_another_program_reads_what_is_written_as_we_do(tmp_path, name):
-    write(tmp_path / name, in_range(random_splat(1000)))
-    subprocess.run(["splat-transform", "-q", tmp_path / name, tmp_path / "theirs.ply"], check=True)
-    ours, theirs = read(tmp_path / name).tensors, read(tmp_path / "theirs.ply").tensors
-    for key in ours:
-        if key == "opacity":  # 0 and 1 have no logarithm: they choose infinity
-            torch.testing.assert_close(ours[key].sigmoid(), theirs[key].sigmoid(), atol=1 / 1000, rtol=0)
-        elif key in theirs and key != "rotation":
-            torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-5, msg=key)
-    assert angles(ours["rotation"], theirs["rotation"]).max() < 1
 
 
 # refusals
