@@ -1,7 +1,7 @@
 """Cameras from files: `cameras.json` of the original 3DGS and of our runs, `camera_path.json` of nerfstudio.
 
-cameras.json is a list of objects: `position` [3] and `rotation` [3][3] (camera to world, OpenCV axes: x right,
-y down, z forward), `fx`, `fy`, `width`, `height` in pixels; the principal point is the middle.
+cameras.json is a list of objects: `position` [3] and `rotation` [3][3] (camera to world, OpenCV axes: x
+right, y down, z forward), `fx`, `fy`, `width`, `height` in pixels; the principal point is the middle.
 
 camera_path.json is an object with `render_width`, `render_height` and the list `camera_path` of objects with
 `camera_to_world` (16 numbers by rows, OpenGL axes: x right, y up, z backward) and `fov` (degrees, vertical).

@@ -22,7 +22,7 @@ _STEEPEST = math.radians(80)  # an orbit stays off the poles, where the picture 
 
 @dataclass(frozen=True)
 class Circle:
-    """Where the cameras of an orbit are: on a circle about `axis`, looking at `target`. Vectors are float64."""
+    """Where the cameras of an orbit are: on a circle about `axis`, looking at `target`; float64."""
 
     target: Tensor  # [3]
     axis: Tensor  # [3], length 1, through the target
@@ -34,7 +34,7 @@ class Circle:
 def orbit(cameras: Sequence[Camera], points: Tensor, frames: int) -> list[Camera]:
     """A closed circle that looks at what the cameras look at, on :func:`circle_of` them, upright.
 
-    It begins on the side of the first camera. Lens and size are those of the camera whose distance is the median.
+    It begins on the side of the first camera. Lens and size are those of the camera at the median distance.
 
     Args:
         cameras: of the photos.
@@ -62,8 +62,9 @@ def orbit(cameras: Sequence[Camera], points: Tensor, frames: int) -> list[Camera
 def circle_of(cameras: Sequence[Camera], points: Tensor) -> Circle:
     """The circle of :func:`orbit`: about the scene's up, at the median distance and elevation of the cameras.
 
-    Seen from above it goes counterclockwise. Of cameras that all look much the same way, as at a facade or from a
-    drone, nobody knows what is behind: their circle is about the mean direction of view, as wide as they stand.
+    Seen from above it goes counterclockwise. Of cameras that all look much the same way, as at a facade or
+    from a drone, nobody knows what is behind: their circle is about the mean direction of view, as wide as
+    they stand.
 
     Raises InputError where the cameras do not look at one place.
     """
@@ -120,7 +121,7 @@ def _not_one_place() -> InputError:
 
 
 def looking_at(center: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """[4, 4] world-to-camera of a camera at `center` with `target` in its middle and `up` upwards; all [3]."""
+    """[4, 4] world-to-camera of a camera at `center` with `target` in its middle; all [3]."""
     forward = target - center
     forward = forward / forward.norm()
     right = torch.linalg.cross(forward, up)
@@ -134,7 +135,7 @@ def looking_at(center: Tensor, target: Tensor, up: Tensor) -> Tensor:
 def interpolate(cameras: Sequence[Camera], frames: int) -> list[Camera]:
     """A smooth path through all cameras, from the first to the last: in the order of :func:`in_order`.
 
-    Centres are on a cubic spline, rotations on a spline of smooth angular velocity, intrinsics on straight lines.
+    Centres are on a cubic spline, rotations on a spline of smooth angular velocity, intrinsics on lines.
     Speed is even: time goes by distance and angle, a radian counting as the mean step between cameras.
 
     Args:
@@ -166,7 +167,7 @@ def interpolate(cameras: Sequence[Camera], frames: int) -> list[Camera]:
 
 
 def key_times(cameras: Sequence[Camera]) -> tuple[list[Camera], np.ndarray]:
-    """The cameras in order, without those that stand and look as the one before, and the time of each, from 0."""
+    """The cameras in order, without those that see the same as the one before, and their times from 0."""
     ordered = in_order(cameras)
     centers = _centers(ordered)
     rotations = torch.stack([camera.viewmat[:3, :3].double().cpu() for camera in ordered])
@@ -179,7 +180,8 @@ def key_times(cameras: Sequence[Camera]) -> tuple[list[Camera], np.ndarray]:
     keys = [camera for camera, wanted in zip(ordered, is_key, strict=True) if wanted]
     if len(keys) < 2:
         raise InputError(
-            f"--path interpolate: expected 2 or more different training cameras, found {len(keys)}; give --path orbit"
+            f"--path interpolate: expected 2 or more different training cameras, found {len(keys)}; "
+            "give --path orbit"
         )
     return keys, np.concatenate([[0.0], steps[is_key[1:]].cumsum(dim=0).numpy()])
 
@@ -187,7 +189,7 @@ def key_times(cameras: Sequence[Camera]) -> tuple[list[Camera], np.ndarray]:
 def in_order(cameras: Sequence[Camera]) -> list[Camera]:
     """The cameras by name, numbers by their value, or each followed by the nearest other: the shorter way.
 
-    Photos of one walk are in order by name; of photos taken or rendered at random places the names say nothing.
+    Photos of one walk are in order by name; of photos from random places the names say nothing.
     """
     named = sorted(cameras, key=lambda camera: _natural(camera.name))
     centers = _centers(named)

@@ -77,8 +77,8 @@ def cameras_extent(cameras: Sequence[Camera]) -> float:
 def scene_up(cameras: Sequence[Camera]) -> Tensor:
     """[3] float64 direction of length 1 that is up in the scene: the mean of the cameras' own up vectors.
 
-    Photos are rarely taken upside down, so rolls even out. Where they cancel each other, up is against the mean
-    direction of view, as of photos from above; z where that cancels too.
+    Photos are rarely taken upside down, so rolls even out. Where they cancel each other, up is against the
+    mean direction of view, as of photos from above; z where that cancels too.
 
     Raises ValueError without cameras.
     """

@@ -26,7 +26,7 @@ def label(name: str, numbers: Mapping[str, float]) -> str:
 
 
 def save_sheet(rows: Iterable[tuple[str, Tensor, Tensor]], path: Path) -> None:
-    """Write a PNG of rows of (label, photo, render), images [H, W, 3] 0..1, under a scale of the error's colours.
+    """Write a PNG of rows of (label, photo, render), images [H, W, 3] 0..1, under the error's scale.
 
     Pictures of more than 480 pixels are reduced, the error map after it was computed.
     """

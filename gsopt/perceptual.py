@@ -1,14 +1,15 @@
-"""LPIPS (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric"), version 0.1.
+"""LPIPS 0.1 (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric").
 
-Features of AlexNet or VGG16, each position of each layer scaled to length 1; their squared differences, weighted by
-channel and averaged over the positions, add up over five layers. 0 is equal; lower is better.
+Features of AlexNet or VGG16, each position of each layer scaled to length 1; their squared differences,
+weighted by channel and averaged over the positions, add up over five layers. 0 is equal; lower is better.
 
-The networks are built here, since torchvision is compiled for one build of torch and fails to load beside others.
-Their weights, trained on ImageNet, are torchvision's files of 233 and 528 MB; the weights of the channels are those
-that torchmetrics ships.
+The networks are built here, since torchvision is compiled for one build of torch and fails to load beside
+others. Their weights, trained on ImageNet, are torchvision's files of 233 and 528 MB; the weights of the
+channels are those that torchmetrics ships.
 """
 
 import importlib.util
+import itertools
 import sys
 import urllib.error
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ class Lpips:
 
     Args:
         net: "alex" or "vgg".
-        weights: torchvision's file of the network; default: the one in torch's hub folder, which is downloaded
-            where it is not there.
+        weights: torchvision's file of the network; default: that in torch's hub folder, downloaded where it
+            is not there.
 
     Raises:
         MissingExtra: torchmetrics is not installed.
@@ -57,12 +58,12 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, photo: Tensor) -> float:
-        """LPIPS of two images [H, W, 3] on the CPU with values in 0..1. Raises InputError where they are too small."""
+        """LPIPS of two images [H, W, 3] on the CPU, 0..1. Raises InputError where they are too small."""
         height, width = image.shape[:2]
         if min(height, width) < SMALLEST[self.net]:
             raise InputError(
-                f"--lpips {self.net}: expected views of {SMALLEST[self.net]} pixels or more on each side, found "
-                f"{width}x{height}; raise --resolution"
+                f"--lpips {self.net}: expected views of {SMALLEST[self.net]} pixels or more on each side, "
+                f"found {width}x{height}; raise --resolution"
             )
         pair = torch.stack([image, photo]).permute(0, 3, 1, 2)  # [2, 3, H, W]
         shift, scale = (torch.tensor(values)[:, None, None] for values in (_SHIFT, _SCALE))
@@ -79,12 +80,12 @@ class Lpips:
 
 
 def layers(net: str) -> nn.Sequential:
-    """The layers of AlexNet or VGG16 up to the last that is compared, numbered as torchvision's `features`."""
+    """The layers of AlexNet or VGG16 up to the last that counts, numbered as torchvision's `features`."""
     if net == "vgg":
         blocks = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512,) * 4)
         made: list[nn.Module] = []
         for sizes in blocks:
-            for inside, outside in zip(sizes, sizes[1:], strict=False):
+            for inside, outside in itertools.pairwise(sizes):
                 made += [nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU()]
             made.append(nn.MaxPool2d(2))
         return nn.Sequential(*made[:-1])

@@ -34,7 +34,7 @@ def png(image: Tensor) -> bytes:
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """One image [H, W, 3], or [H, W, 4] with straight alpha, as an 8-bit PNG; the folder is made where needed."""
+    """One image [H, W, 3], or [H, W, 4] with straight alpha, as an 8-bit PNG; its folder is made."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ class Video:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["Video"]:
-        """Frames are added inside. Raises InputError, with ffmpeg's reason, where it cannot write the file."""
+        """Frames are added inside. Raises InputError, with ffmpeg's reason, where it cannot write."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile() as self._complaints:
             self._ffmpeg = subprocess.Popen(
@@ -91,5 +91,6 @@ class Video:
             self._complaints.seek(0)
             words = self._complaints.read().decode(errors="replace").split()
             raise InputError(
-                f"{self.path}: ffmpeg cannot write it ({' '.join(words)[-300:]}); check the folder and its free space"
+                f"{self.path}: ffmpeg cannot write it ({' '.join(words)[-300:]}); "
+                "check the folder and its free space"
             )

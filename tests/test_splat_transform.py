@@ -1,6 +1,6 @@
 """PlayCanvas' converter as referee: it reads what we write as we do, and we read what it writes as it does.
 
-Its releases 2 and 3 differ: 3 keeps the axes of a PLY in an .spz, where 2, as the format's own tools, turns them.
+Its releases differ: 3 keeps the axes of a PLY in an .spz, where 2, as the format's own tools, turns them.
 """
 
 import shutil
@@ -66,7 +66,7 @@ def assert_alike(found: Splat, expected: Splat, off: dict[str, float]) -> None:
         torch.testing.assert_close(ours[key], theirs[key], atol=off.get(key, 1e-5), rtol=1e-5, msg=key)
 
 
-# Of bytes b of a quaternion in a .splat it takes b / 127.5 - 1, we, as the format's inventor, (b - 128) / 128.
+# Of bytes b of a quaternion in a .splat it takes b / 127.5 - 1; we, as the inventor, (b - 128) / 128.
 READ = {"a.ply": {}, "a.compressed.ply": {}, "a.splat": {"rotation": 1.0}, "a.spz": {}}
 
 

@@ -34,10 +34,10 @@ class RenderConfig(SourceOptions):
     model: Positional[Path] = Path()
     """Folder of a run, or a PLY."""
     path: str = "test"
-    """test, train: the cameras of the photos; orbit: around the scene; interpolate: through the training cameras;
-    FILE.json: cameras.json of a run, camera_path.json of nerfstudio."""
+    """test, train: the cameras of the photos; orbit: around the scene; interpolate: through the training
+    cameras; FILE.json: cameras.json of a run, camera_path.json of nerfstudio."""
     output: Path | None = None
-    """A video (.mp4, .mov, .mkv), or a folder for PNGs; default: renders/PATH of the run, or in output/NAME-DATE."""
+    """A video (.mp4, .mov, .mkv) or a folder for PNGs; default: renders/PATH of the run or output/NAME-DATE."""
     overwrite: bool = False
     """Replace what is at --output."""
     frames: int | None = None
@@ -49,7 +49,7 @@ class RenderConfig(SourceOptions):
     height: int | None = None
     """Of the pictures, in pixels. Another shape than the camera's shows more on two sides."""
     depth: bool = False
-    """Depth too: colours as PNG, and with a folder z in world units as .npy (float32 [H, W], 0 where nothing is)."""
+    """Depth too: as colours, and beside PNGs as .npy (float32 [H, W], z in world units, 0 for nothing)."""
     depth_range: tuple[float, float] | None = None
     """Depths that are drawn brightest and darkest; default: found from the pictures."""
     alpha: bool = False
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 @torch.no_grad()
 def run(config: RenderConfig) -> list[Path]:
-    """The files it wrote: of a folder the pictures in their order, of a video the video; then depth, alpha."""
+    """The files it wrote: PNGs in the order they were made, or the videos."""
     check(config)
     source = load_source(config.model, replace(config, output=None))
     shots = make_shots(config, source)
@@ -168,7 +168,7 @@ def _sized(shots: list[Shot], config: RenderConfig) -> list[Shot]:
 
 
 def depth_limits(source: Source, shots: Sequence[Shot]) -> tuple[float, float]:
-    """Nearest and farthest depth of what is solid, without the outermost hundredths, over a few of the pictures."""
+    """Nearest and farthest depth of what is solid, without the outermost hundredths, in a few pictures."""
     depths = []
     for shot in spread(shots, _PROBES):
         scale = min(1.0, 160 / max(shot.camera.width, shot.camera.height))
