@@ -91,6 +91,6 @@ class Video:
             self._complaints.seek(0)
             words = self._complaints.read().decode(errors="replace").split()
             raise InputError(
-                f"{self.path}: ffmpeg cannot write it ({' '.join(words)[-300:]}); "
+                f"{self.path}: ffmpeg cannot write it ({' '.join(words)[:300]}); "
                 "check the folder and its free space"
             )

@@ -1,6 +1,7 @@
 """`gsopt render`: paths, sizes, maps and videos, and what it refuses; the sheet of `gsopt evaluate`."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -53,15 +54,16 @@ def render(trained, tmp_path):
     return call
 
 
-@pytest.fixture(scope="module")
-def frames():
+@pytest.fixture
+def frames(tmp_path_factory):
     """A function that gives the frames of a video: [F, H, W, 3] uint8."""
-    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
 
     def read(path):
-        reader = ffmpeg.read_frames(str(path))
-        width, height = next(reader)["size"]
-        return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+        folder = tmp_path_factory.mktemp("frames")
+        command = [ffmpeg, "-loglevel", "error", "-i", path, "-fps_mode", "passthrough", folder / "%04d.png"]
+        subprocess.run(command, check=True)
+        return np.stack([pixels(file) for file in sorted(folder.iterdir())])
 
     return read
 

@@ -37,7 +37,7 @@ class RenderConfig(SourceOptions):
     """test, train: the cameras of the photos; orbit: around the scene; interpolate: through the training
     cameras; FILE.json: cameras.json of a run, camera_path.json of nerfstudio."""
     output: Path | None = None
-    """A video (.mp4, .mov, .mkv) or a folder for PNGs; default: renders/PATH of the run or output/NAME-DATE."""
+    """A video (.mp4, .mov, .mkv) or a folder for PNGs; default: renders/PATH of the run."""
     overwrite: bool = False
     """Replace what is at --output."""
     frames: int | None = None
