@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_PARALLEL = 0.17  # cosine of 80 degrees: x-axes spread less than this tell no vertical
+_FORWARD = 0.1  # weight of the viewing directions where the cameras' own up-vectors decide nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,32 @@ def cameras_extent(cameras: Sequence[Camera]) -> float:
         raise ValueError("cameras_extent: no cameras, expected at least one")
     centers = torch.stack([camera.center.double().cpu() for camera in cameras])  # [C, 3]
     return 1.1 * (centers - centers.mean(dim=0)).norm(dim=1).max().item()
+
+
+def scene_up(cameras: Sequence[Camera]) -> Tensor:
+    """Unit vector [3], float32, that points up in the world of some cameras.
+
+    Photographers hold cameras level: it is the direction most nearly at right angles to all cameras' x-axes,
+    on the side of their mean up-vector. Where the x-axes are parallel to within 10 degrees (views of one
+    wall), it is the mean up-vector, at a right angle to them. That is the method "vertical" of nerfstudio
+    (Tancik et al. 2023, `auto_orient_and_center_poses` in its code). Where up-vectors cancel out, as of
+    drones that look straight down, up is where the cameras look from.
+
+    Raises ValueError without cameras.
+    """
+    if not cameras:
+        raise ValueError("scene_up: no cameras, expected at least one")
+    axes = np.stack([camera.viewmat[:3, :3].double().cpu().numpy() for camera in cameras])  # [C, 3, 3] rows
+    right, down, forward = axes[:, 0], axes[:, 1], axes[:, 2]
+    up = -down.mean(axis=0)
+    side = up - _FORWARD * forward.mean(axis=0)
+    # numpy adds in the same order whatever the number of threads
+    spread, directions = np.linalg.eigh((right[:, :, None] * right[:, None, :]).mean(axis=0))  # ascending
+    level = directions[:, 0]
+    across = up - directions[:, 2] * (directions[:, 2] @ up)
+    if spread[1] > _PARALLEL**2 or np.linalg.norm(across) < 1e-6:
+        across = level if level @ side > 0 else -level
+    return torch.tensor(across / np.linalg.norm(across), dtype=torch.float32)
 
 
 def camera_to_json(camera: Camera, index: int) -> dict:

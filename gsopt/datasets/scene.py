@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gsopt.cameras import Camera
+from gsopt.cameras import Camera, scene_up
 
 
 @dataclass(eq=False)
@@ -53,6 +53,11 @@ class Scene:
     test: list[View]
     points: PointCloud
     extent: float
+
+    @property
+    def up(self) -> Tensor:
+        """Unit vector [3] that points up, from the train cameras: see `gsopt.cameras.scene_up`."""
+        return scene_up([view.camera for view in self.train])
 
     @property
     def has_alpha(self) -> bool:
