@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsopt.similarity import Similarity
+
 _PARALLEL = 0.17  # cosine of 80 degrees: x-axes spread less than this tell no vertical
 _FORWARD = 0.1  # weight of the viewing directions where the cameras' own up-vectors decide nothing
 
@@ -76,7 +78,12 @@ def scene_up(cameras: Sequence[Camera]) -> Tensor:
     """
     if not cameras:
         raise ValueError("scene_up: no cameras, expected at least one")
-    axes = np.stack([camera.viewmat[:3, :3].double().cpu().numpy() for camera in cameras])  # [C, 3, 3] rows
+    axes = np.stack([camera.viewmat[:3, :3].double().cpu().numpy() for camera in cameras])
+    return torch.tensor(up_vector(axes), dtype=torch.float32)
+
+
+def up_vector(axes: np.ndarray) -> np.ndarray:
+    """As `scene_up`, of world-to-camera rotations, float64 [C, 3, 3]: rows x right, y down, z forward. [3]"""
     right, down, forward = axes[:, 0], axes[:, 1], axes[:, 2]
     up = -down.mean(axis=0)
     side = up - _FORWARD * forward.mean(axis=0)
@@ -86,7 +93,7 @@ def scene_up(cameras: Sequence[Camera]) -> Tensor:
     across = up - directions[:, 2] * (directions[:, 2] @ up)
     if spread[1] > _PARALLEL**2 or np.linalg.norm(across) < 1e-6:
         across = level if level @ side > 0 else -level
-    return torch.tensor(across / np.linalg.norm(across), dtype=torch.float32)
+    return across / np.linalg.norm(across)
 
 
 def camera_to_json(camera: Camera, index: int) -> dict:
@@ -104,3 +111,13 @@ def camera_to_json(camera: Camera, index: int) -> dict:
         "fy": camera.K[1, 1].item(),
         "fx": camera.K[0, 0].item(),
     }
+
+
+def cameras_to_json(cameras: Sequence[Camera], world: Similarity | None = None) -> list[dict]:
+    """The content of `cameras.json`, in world units: cameras of a normalised scene go back to the world.
+
+    `world`: the move that normalised the scene (`Scene.world`).
+    """
+    back = world and world.inverse()
+    moved = [replace(camera, viewmat=back.viewmat(camera.viewmat)) if back else camera for camera in cameras]
+    return [camera_to_json(camera, index) for index, camera in enumerate(moved)]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gsopt.datasets import Scene, load_scene
-from gsopt.datasets.ply import load_points
+from gsopt.datasets.point_files import load_points
 from gsopt.device import DeviceName
 from gsopt.errors import InputError
 from gsopt.formats import Splat

@@ -10,13 +10,12 @@ import json
 import math
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from gsopt.datasets.images import Lens, Photo, image_size
-from gsopt.datasets.ply import load_points
+from gsopt.datasets.point_files import read_points
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
 from gsopt.text import shortened
@@ -57,12 +56,17 @@ def read_transforms(path: Path) -> tuple[list[Photo], Path]:
     return _photos(path, content, paths, folder, None), folder
 
 
-def find_points(source: Path) -> Callable[[], PointCloud] | None:
-    """A function that gives the points of a transforms file (ply_file_path, else points3d.ply), or None."""
+def find_points(source: Path) -> Callable[[int | None], PointCloud] | None:
+    """A function that gives the points of a transforms file (ply_file_path, else points3d.ply), or None.
+
+    Its argument is the number of points they are thinned to, None for all. The points are in the world of the
+    frames. nerfstudio's applied_transform leads to that from an older world, and ns-process-data has applied
+    it to both when it wrote them (`create_ply_from_colmap` in its code), so it is not applied again.
+    """
     named = read_json(source).get("ply_file_path")
     _check_name(source, "ply_file_path", named)
     path = source.parent / (named if isinstance(named, str) else "points3d.ply")
-    return partial(load_points, path) if named or path.is_file() else None
+    return (lambda most: read_points(path, most=most)) if named or path.is_file() else None
 
 
 def read_json(path: Path) -> dict:
