@@ -36,6 +36,7 @@ HOUSE = {
     "feed": {"cameras", "datasets", "device", "runtime"},
     "cameras": {"similarity"},
     "datasets": {"cameras", "geometry", "similarity", "text"},
+    "scene_options": {"datasets"},
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets", "similarity"},
     "groups": {"schedules", "freeze_windows"},
@@ -56,7 +57,7 @@ HOUSE = {
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}
-HOUSE["warm_start"] = {"formats", "groups", "guards", "model", "optim", "schedules"}
+HOUSE["warm_start"] = {"datasets", "formats", "groups", "guards", "model", "optim", "schedules"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {
     *("group_options", "joint_options", "warm_start"),
 }
@@ -64,7 +65,9 @@ HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "s
 HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
 HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["resume"] = {"checkpoint", "config", "datasets", "optim", "ranks", "rundir", "versions"}
+HOUSE["resume"] = {
+    *("checkpoint", "config", "datasets", "optim", "ranks", "rundir", "similarity", "versions"),
+}
 HOUSE["trainer"] = BELOW | {
     *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
 }

@@ -21,7 +21,17 @@ from gsopt.datasets.transforms import find_points, read_nerf_synthetic, read_tra
 from gsopt.errors import InputError
 from gsopt.similarity import Similarity
 
-__all__ = ["PointCloud", "Scene", "View", "load_points", "load_scene", "read_splat", "write_splat"]
+__all__ = [
+    "PointCloud",
+    "Scene",
+    "View",
+    "load_points",
+    "load_scene",
+    "moved_points",
+    "read_points",
+    "read_splat",
+    "write_splat",
+]
 
 
 def load_scene(
@@ -85,9 +95,14 @@ def load_scene(
         points = random_points(train, seed=seed, volume=volume, count=init_points)
     else:
         cloud = listing.points(init_max) if init is None else read_points(init, most=init_max)
-        xyz = cloud.xyz if world is None else world.points(cloud.xyz)
-        points = replace(cloud, xyz=xyz.float())
+        points = moved_points(cloud, world)
     return Scene(root, listing.format, train, test, points, _extent(root, train, points), world)
+
+
+def moved_points(cloud: PointCloud, world: Similarity | None) -> PointCloud:
+    """A cloud of `read_points` in the units of a scene that was normalised by `world`, as float32."""
+    xyz = cloud.xyz if world is None else world.points(cloud.xyz)
+    return replace(cloud, xyz=xyz.float())
 
 
 @dataclass(frozen=True)

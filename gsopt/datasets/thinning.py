@@ -30,6 +30,8 @@ class Thinner:
     def __init__(self, most: int) -> None:
         self.most = most
         self.size = 0.0  # side of a voxel; 0 before the first point
+        self.phase = 0.0  # of a voxel's side, by which the grid is off the origin
+        self.shift = 0  # of the next doubling
         self.origin = np.zeros(3)
         self.keys = np.empty(0, np.int64)  # [V] of the voxels, ascending
         self.sums = np.empty((0, 7))  # [V, 7] offsets from the origin, colours, number of points
@@ -44,9 +46,9 @@ class Thinner:
             self.origin = (low + high) / 2
             self.size = float((high - low).max()) / _HALF or 1.0
         offsets = xyz - self.origin
-        while np.abs(offsets).max() / self.size >= _HALF:
+        while np.abs(cells := self._cells(offsets)).max() >= _HALF:
             self._double()
-        keys = _packed(np.floor(offsets / self.size).astype(np.int64))
+        keys = _packed(cells.astype(np.int64))
         rows = np.concatenate([offsets, rgb, np.ones((len(xyz), 1))], axis=1)  # [P, 7]
         self.keys, self.sums = _grouped(np.concatenate([self.keys, keys]), np.concatenate([self.sums, rows]))
         while len(self.keys) > _SPARE * self.most:
@@ -60,23 +62,34 @@ class Thinner:
         means = sums[:, :6] / sums[:, 6:]
         return means[:, :3] + self.origin, means[:, 3:].astype(np.float32)
 
+    def _cells(self, offsets: np.ndarray) -> np.ndarray:
+        """Numbers along the axes of the voxels that points are in, as floats. [P, 3]"""
+        with np.errstate(over="ignore"):
+            return np.floor(offsets / self.size + self.phase)
+
     def _double(self) -> None:
-        self.size *= 2
-        self.keys, self.sums = _grouped(_packed(_unpacked(self.keys) >> 1), self.sums)
+        """Join the voxels by twos along each axis: 2i and 2i + 1, in the next doubling 2i - 1 and 2i.
+
+        By turns, or those on both sides of the origin would never become one.
+        """
+        cells = _unpacked(self.keys) + self.shift >> 1
+        self.size, self.phase, self.shift = 2 * self.size, (self.phase + self.shift) / 2, 1 - self.shift
+        self.keys, self.sums = _grouped(_packed(cells), self.sums)
 
     def _keys_of(self, size: float) -> np.ndarray:
         """The voxels of another size, not below the present one, that the means are in. [V]"""
-        return _packed(np.floor(self.sums[:, :3] / self.sums[:, 6:] / size).astype(np.int64))
+        means = self.sums[:, :3] / self.sums[:, 6:]
+        return _packed(((means - means.min(axis=0)) / size).astype(np.int64) - _HALF)
 
     def _fitting_size(self) -> float:
         """The smallest size, nearly, of which few enough voxels are needed."""
         high = self.size
         while len(np.unique(self._keys_of(high))) > self.most:
             high *= 2
-        low = max(self.size, high / 2)
+        low = high / 2
         for _ in range(_HALVINGS):
             middle = (low * high) ** 0.5
-            if len(np.unique(self._keys_of(middle))) > self.most:
+            if middle < self.size or len(np.unique(self._keys_of(middle))) > self.most:
                 low = middle
             else:
                 high = middle
