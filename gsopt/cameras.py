@@ -118,6 +118,11 @@ def cameras_to_json(cameras: Sequence[Camera], world: Similarity | None = None) 
 
     `world`: the move that normalised the scene (`Scene.world`).
     """
-    back = world and world.inverse()
-    moved = [replace(camera, viewmat=back.viewmat(camera.viewmat)) if back else camera for camera in cameras]
-    return [camera_to_json(camera, index) for index, camera in enumerate(moved)]
+    entries = [camera_to_json(camera, index) for index, camera in enumerate(cameras)]
+    if world is not None:
+        back = world.inverse()
+        for entry, camera in zip(entries, cameras, strict=True):
+            axes = camera.viewmat[:3, :3].T.double().cpu()  # camera to world
+            entry["position"] = back.points(camera.center.cpu()).tolist()
+            entry["rotation"] = (back.rotation @ axes).tolist()
+    return entries

@@ -12,6 +12,7 @@ from gsopt.datasets.images import Photo
 from gsopt.errors import InputError
 from gsopt.similarity import Similarity
 
+_ROUNDING = 1e-9  # of coordinates: closer together, cameras are at one place
 Normalization = Literal["none", "scale", "up"]
 
 
@@ -36,7 +37,7 @@ def normalization(viewmats: np.ndarray, kind: Normalization) -> Similarity | Non
     centers = -np.einsum("cji,cj->ci", viewmats[:, :3, :3], viewmats[:, :3, 3])  # [C, 3]
     middle = centers.mean(axis=0)
     reach = float(np.linalg.norm(centers - middle, axis=1).max())
-    scale = 1 / reach if reach > 1e-6 * np.abs(middle).max() else 1.0
+    scale = 1 / reach if reach > _ROUNDING * np.abs(middle).max() else 1.0
     rotation = _to_z(up_vector(viewmats[:, :3, :3])) if kind == "up" else np.eye(3)
     return Similarity(scale, torch.from_numpy(rotation), torch.from_numpy(-scale * (rotation @ middle)))
 

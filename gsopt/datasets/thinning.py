@@ -34,36 +34,37 @@ class Thinner:
         self.shift = 0  # of the next doubling
         self.origin = np.zeros(3)
         self.keys = np.empty(0, np.int64)  # [V] of the voxels, ascending
-        self.sums = np.empty((0, 7))  # [V, 7] offsets from the origin, colours, number of points
+        self.sums = np.empty((7, 0))  # [7, V] offsets from the origin, colours, number of points
 
     def add(self, xyz: np.ndarray, rgb: np.ndarray) -> None:
         """A portion of the points: positions [P, 3], finite, and colours [P, 3]."""
         if not len(xyz):
             return
-        xyz = xyz.astype(np.float64)
+        columns = np.empty((7, len(xyz)))
+        columns[:3], columns[3:6], columns[6] = xyz.T, rgb.T, 1
+        offsets = columns[:3]
         if not self.size:
-            low, high = xyz.min(axis=0), xyz.max(axis=0)
+            low, high = offsets.min(axis=1), offsets.max(axis=1)
             self.origin = (low + high) / 2
             self.size = float((high - low).max()) / _HALF or 1.0
-        offsets = xyz - self.origin
+        offsets -= self.origin[:, None]
         while np.abs(cells := self._cells(offsets)).max() >= _HALF:
             self._double()
-        keys = _packed(cells.astype(np.int64))
-        rows = np.concatenate([offsets, rgb, np.ones((len(xyz), 1))], axis=1)  # [P, 7]
-        self.keys, self.sums = _grouped(np.concatenate([self.keys, keys]), np.concatenate([self.sums, rows]))
+        keys = np.concatenate([self.keys, _packed(cells.astype(np.int64))])
+        self.keys, self.sums = _grouped(keys, np.concatenate([self.sums, columns], axis=1))
         while len(self.keys) > _SPARE * self.most:
             self._double()
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions float64 [V, 3] and colours float32 [V, 3], V <= `most`."""
         sums = self.sums
-        if len(sums) > self.most:
-            _, sums = _grouped(self._keys_of(self._fitting_size()), sums)
-        means = sums[:, :6] / sums[:, 6:]
+        if sums.shape[1] > self.most:
+            _, sums = _grouped(_cells_from(sums[:3] / sums[6], self._fitting_size()), sums)
+        means = (sums[:6] / sums[6]).T
         return means[:, :3] + self.origin, means[:, 3:].astype(np.float32)
 
     def _cells(self, offsets: np.ndarray) -> np.ndarray:
-        """Numbers along the axes of the voxels that points are in, as floats. [P, 3]"""
+        """Numbers along the axes of the voxels that points [3, P] are in, as floats. [3, P]"""
         with np.errstate(over="ignore"):
             return np.floor(offsets / self.size + self.phase)
 
@@ -76,20 +77,15 @@ class Thinner:
         self.size, self.phase, self.shift = 2 * self.size, (self.phase + self.shift) / 2, 1 - self.shift
         self.keys, self.sums = _grouped(_packed(cells), self.sums)
 
-    def _keys_of(self, size: float) -> np.ndarray:
-        """The voxels of another size, not below the present one, that the means are in. [V]"""
-        means = self.sums[:, :3] / self.sums[:, 6:]
-        return _packed(((means - means.min(axis=0)) / size).astype(np.int64) - _HALF)
-
     def _fitting_size(self) -> float:
-        """The smallest size, nearly, of which few enough voxels are needed."""
-        high = self.size
-        while len(np.unique(self._keys_of(high))) > self.most:
+        """The smallest size, nearly, of which few enough voxels hold the means of the present ones."""
+        means, high = self.sums[:3] / self.sums[6], self.size
+        while _count(_cells_from(means, high)) > self.most:
             high *= 2
         low = high / 2
         for _ in range(_HALVINGS):
             middle = (low * high) ** 0.5
-            if middle < self.size or len(np.unique(self._keys_of(middle))) > self.most:
+            if middle < self.size or _count(_cells_from(means, middle)) > self.most:
                 low = middle
             else:
                 high = middle
@@ -107,19 +103,33 @@ def thinned(cloud: PointCloud, most: int | None) -> PointCloud:
 
 
 def _packed(cells: np.ndarray) -> np.ndarray:
-    """One number for each voxel, int64 [V], of three along the axes, int64 [V, 3]."""
-    x, y, z = (cells + _HALF).T
+    """One number for each voxel, int64 [V], of three along the axes, int64 [3, V]."""
+    x, y, z = cells + _HALF
     return x << 2 * _BITS | y << _BITS | z
 
 
 def _unpacked(keys: np.ndarray) -> np.ndarray:
     """The inverse of `_packed`."""
     mask = (1 << _BITS) - 1
-    return np.stack([keys >> 2 * _BITS, keys >> _BITS & mask, keys & mask], axis=1) - _HALF
+    return np.stack([keys >> 2 * _BITS, keys >> _BITS & mask, keys & mask]) - _HALF
 
 
-def _grouped(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different keys, ascending, and the sums of their rows, added in the order they come in."""
+def _cells_from(points: np.ndarray, size: float) -> np.ndarray:
+    """The voxels of a size, counted from the lowest corner, that points [3, V] are in, packed. [V]"""
+    low = points.min(axis=1, keepdims=True)
+    return _packed(((points - low) / size).astype(np.int64) - _HALF)
+
+
+def _count(keys: np.ndarray) -> int:
+    """How many different keys there are; sorting is several times as fast as np.unique."""
+    keys = np.sort(keys)
+    return 1 + int((keys[1:] != keys[:-1]).sum())
+
+
+def _grouped(keys: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different keys [V], ascending, and the sums of their columns [7, V], in the order they come in."""
     unique, place = np.unique(keys, return_inverse=True)
-    columns = [np.bincount(place, weights=column, minlength=len(unique)) for column in rows.T]
-    return unique, np.stack(columns, axis=1)
+    sums = np.empty((len(columns), len(unique)))
+    for total, column in zip(sums, columns, strict=True):
+        total[:] = np.bincount(place, weights=column, minlength=len(unique))
+    return unique, sums
