@@ -13,6 +13,7 @@ from test_trainer import DENSIFY
 
 from gsopt import checkpoint
 from gsopt.commands import main
+from gsopt.commands.train import opening
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene, read_splat
 from gsopt.errors import InputError
@@ -246,6 +247,14 @@ def test_what_is_trained_beside_the_model_is_written_in_the_world_too(config, sp
         np.abs(np.subtract(a["position"], b["position"])).max() for a, b in zip(given, refined, strict=True)
     ]
     assert 1e-4 < max(moved) < 1.0
+
+
+def test_the_start_of_a_run_tells_its_units(config, tmp_path):
+    trainer = Trainer(config)
+    (line,) = [line for line in opening(trainer) if line.startswith("world")]
+    assert line.startswith(f"world     normalised, a unit is {4 * SOME.scale:.2g}")  # cameras are 4 away
+    plain = Trainer(replace(config, normalize="none", output=tmp_path / "plain"))
+    assert not [line for line in opening(plain) if line.startswith("world")]
 
 
 def test_an_unnormalised_run_has_no_world_in_its_checkpoint(config):
