@@ -198,7 +198,7 @@ class TrainConfig(SceneOptions):
             if value is not None and value < lowest:
                 raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
         check_start(self)
-        self.check_points(self.init, is_splat=self._begins_with_splat)
+        self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ITERATION_LISTS:
