@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_CANCELLED = 0.1  # length up to which a mean of directions says nothing
+from gsopt.similarity import Similarity
+
+_PARALLEL = 0.17  # cosine of 80 degrees: x-axes spread less than this tell no vertical
+_FORWARD = 0.1  # weight of the viewing directions where the cameras' own up-vectors decide nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +79,34 @@ def cameras_extent(cameras: Sequence[Camera]) -> float:
 
 
 def scene_up(cameras: Sequence[Camera]) -> Tensor:
-    """[3] float64 direction of length 1 that is up in the scene: the mean of the cameras' own up vectors.
+    """Unit vector [3], float32, that points up in the world of some cameras.
 
-    Photos are rarely taken upside down, so rolls even out. Where they cancel each other, up is against the
-    mean direction of view, as of photos from above; z where that cancels too.
+    Photographers hold cameras level: it is the direction most nearly at right angles to all cameras' x-axes,
+    on the side of their mean up-vector. Where the x-axes are parallel to within 10 degrees (views of one
+    wall), it is the mean up-vector, at a right angle to them. That is the method "vertical" of nerfstudio
+    (Tancik et al. 2023, `auto_orient_and_center_poses` in its code). Where up-vectors cancel out, as of
+    drones that look straight down, up is where the cameras look from.
 
     Raises ValueError without cameras.
     """
     if not cameras:
         raise ValueError("scene_up: no cameras, expected at least one")
-    axes = torch.stack([camera.viewmat[:3, :3].double().cpu() for camera in cameras]).mean(dim=0)  # rows
-    for mean in (-axes[1], -axes[2]):
-        if mean.norm() > _CANCELLED:
-            return mean / mean.norm()
-    return torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    axes = np.stack([camera.viewmat[:3, :3].double().cpu().numpy() for camera in cameras])
+    return torch.tensor(up_vector(axes), dtype=torch.float32)
+
+
+def up_vector(axes: np.ndarray) -> np.ndarray:
+    """As `scene_up`, of world-to-camera rotations, float64 [C, 3, 3]: rows x right, y down, z forward. [3]"""
+    right, down, forward = axes[:, 0], axes[:, 1], axes[:, 2]
+    up = -down.mean(axis=0)
+    side = up - _FORWARD * forward.mean(axis=0)
+    # numpy adds in the same order whatever the number of threads
+    spread, directions = np.linalg.eigh((right[:, :, None] * right[:, None, :]).mean(axis=0))  # ascending
+    level = directions[:, 0]
+    across = up - directions[:, 2] * (directions[:, 2] @ up)
+    if spread[1] > _PARALLEL**2 or np.linalg.norm(across) < 1e-6:
+        across = level if level @ side > 0 else -level
+    return across / np.linalg.norm(across)
 
 
 def camera_to_json(camera: Camera, index: int) -> dict:
@@ -106,3 +124,18 @@ def camera_to_json(camera: Camera, index: int) -> dict:
         "fy": camera.K[1, 1].item(),
         "fx": camera.K[0, 0].item(),
     }
+
+
+def cameras_to_json(cameras: Sequence[Camera], world: Similarity | None = None) -> list[dict]:
+    """The content of `cameras.json`, in world units: cameras of a normalised scene go back to the world.
+
+    `world`: the move that normalised the scene (`Scene.world`).
+    """
+    entries = [camera_to_json(camera, index) for index, camera in enumerate(cameras)]
+    if world is not None:
+        back = world.inverse()
+        for entry, camera in zip(entries, cameras, strict=True):
+            axes = camera.viewmat[:3, :3].T.double().cpu()  # camera to world
+            entry["position"] = back.points(camera.center.cpu()).tolist()
+            entry["rotation"] = (back.rotation @ axes).tolist()
+    return entries

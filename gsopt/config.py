@@ -16,8 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gsopt.datasets import Scene, load_scene
-from gsopt.datasets.ply import load_points
+from gsopt.datasets import Scene, load_scene, moved_points, read_points
 from gsopt.device import DeviceName
 from gsopt.errors import InputError
 from gsopt.formats import Splat
@@ -38,16 +37,19 @@ from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.optim.arguments import check_optimizer_flags
 from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
+from gsopt.scene_options import FIXED_POINTS, SceneOptions
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
+from gsopt.similarity import Similarity
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
+ITERATION_LISTS = ("test_iterations", "save_iterations")
 DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(SceneOptions):
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
@@ -58,7 +60,7 @@ class TrainConfig:
     resume: Path | None = None
     """Folder of a run to continue from its newest checkpoint; flags given as well change its settings."""
     init: Path | None = None
-    """Start from a point cloud (PLY) or Gaussians (PLY, .splat, .spz, a checkpoint of any program)."""
+    """Start from points (.ply, .npy, .npz) or Gaussians (.ply, .splat, .spz, a checkpoint of any program)."""
     start_step: int | None = None
     """With Gaussians: go on from this step, to --iterations; default: rows stay, rates are at their end."""
     init_rates: Literal["continue", "restart"] | None = None
@@ -162,15 +164,7 @@ class TrainConfig:
         for name in ("scene", "output", "resume", "init", "background_model"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else Path(value))
-        for name in (
-            "freeze",
-            "exclude",
-            "lock",
-            "lock_attributes",
-            "test_iterations",
-            "save_iterations",
-            "optimizer_args",
-        ):
+        for name in ("freeze", "exclude", "lock", "lock_attributes", *ITERATION_LISTS, "optimizer_args"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
         self.lock = tuple(map(str, self.lock))  # a file may be given as a path
@@ -204,9 +198,10 @@ class TrainConfig:
             if value is not None and value < lowest:
                 raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
         check_start(self)
+        self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
-        for name in ("test_iterations", "save_iterations"):
+        for name in ITERATION_LISTS:
             for value in getattr(self, name) or ():
                 if value < 1:
                     raise InputError(f"{_flag(name)} {value}: expected 1 or more")
@@ -280,31 +275,41 @@ class TrainConfig:
 
     # ------------------------------------------------------------------ the parts, made from their settings
 
-    def load_scene(self) -> Scene:
-        """The scene with its images. Raises InputError."""
+    def load_scene(self, world: Similarity | None = None, *, with_init: bool = True) -> Scene:
+        """The scene with its images. Raises InputError.
+
+        `world`: the move that normalises it, if it is known. Without `with_init`, the points are its own.
+        """
         return load_scene(
             self.scene,
             resolution=self.resolution,
             images=self.images,
             test_every=self.test_every,
             seed=self.seed,
-            init=None if self.init_rates is not None or self._begins_with_splat() else self.init,
+            init=self.init if with_init and not self._begins_with_splat() else None,
+            init_points=self.init_points if with_init else None,
+            init_max=self.init_max,
+            normalize=world or self.normalize,
             threads=self.threads,
             progress=not self.quiet and sys.stderr.isatty(),
         )
 
-    def _begins_with_splat(self) -> bool:
-        return self.init is not None and is_splat(self.init)
+    def _begins_with_splat(self) -> bool:  # its header is looked at only where nothing else tells
+        return self.init is not None and (self.init_rates is not None or is_splat(self.init))
 
     def read_start(self) -> Splat | None:
         """The Gaussians to begin with, with their moments; None for a point cloud or the scene's points."""
         return read_start(self.init, self.sh_degree) if self._begins_with_splat() else None
 
     def first_model(self, scene: Scene, start: Splat | None = None) -> GaussianModel:
-        """The model before the first step: of `start`, or made from points: those of `init` or the scene."""
-        if start is not None or (start := self.read_start()):
+        """The model before the first step: `start` (in units of the scene), or of `init`, or of the scene."""
+        if start is not None:
             return model_of(start)
-        points = scene.points if self.init is None else load_points(self.init)
+        if start := self.read_start():
+            return model_of(start).moved(scene.world)
+        points = scene.points
+        if self.init not in (None, points.path):  # the scene was loaded without it
+            points = moved_points(read_points(self.init, most=self.init_max), scene.world)
         return GaussianModel.from_points(points.xyz, points.rgb, sh_degree=self.sh_degree)
 
     def plain_background(self, scene: Scene) -> Tensor:
@@ -374,7 +379,7 @@ AT_LEAST = {
     "seed": 0,
 }
 
-FIXED = {  # what cannot change in a run, and why
+FIXED = FIXED_POINTS | {  # what cannot change in a run, and why
     "init": "it has started already",
     "start-step": "it has started already",
     "init-rates": "it has started already",

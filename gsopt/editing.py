@@ -6,7 +6,7 @@ splat = transform(splat, parse_transform(["scale:2", "euler:0,90,0", "translate:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gsopt.errors import InputError
 from gsopt.formats.splat import SHAPES, Splat
-from gsopt.geometry import quat_to_rotmat, sh_basis
+from gsopt.geometry import quat_to_rotmat
 from gsopt.regions import Region
+from gsopt.similarity import Similarity, move_gaussians
 
 FORMS = {
     "scale": ("a factor above 0", (1,)),
@@ -25,26 +26,6 @@ FORMS = {
     "matrix": ("12 or 16 numbers, row by row, of a rotation, one scale and a translation", (12, 16)),
 }
 _TOLERANCE = 1e-4  # of a matrix that is meant to be a scaled rotation; files give few digits
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """x -> scale · rotation · x + translation, float64.
-
-    Args:
-        scale: above 0.
-        rotation: of determinant 1. [3, 3]
-        translation: world units. [3]
-    """
-
-    scale: float
-    rotation: Tensor
-    translation: Tensor
-
-    def after(self, first: "Similarity") -> "Similarity":
-        """The move that does `first`, then this."""
-        translation = self.scale * self.rotation @ first.translation + self.translation
-        return Similarity(self.scale * first.scale, self.rotation @ first.rotation, translation)
 
 
 def parse_transform(texts: Sequence[str]) -> Similarity:
@@ -65,22 +46,10 @@ def transform(splat: Splat, move: Similarity) -> Splat:
 
     The optimizer's moments do not survive it: they are of coordinates that are no more.
     """
-    tensors = splat.tensors
-    xyz = tensors["xyz"].double() @ (move.scale * move.rotation).T + move.translation
-    rest = tensors["feature_rest"]
-    turned = torch.empty_like(rest)
-    for degree in range(1, splat.sh_degree + 1):
-        band = slice(degree**2 - 1, (degree + 1) ** 2 - 1)
-        turned[:, band] = torch.einsum("ij,njc->nic", _band(degree, move.rotation), rest[:, band].double())
-    changed = {
-        "xyz": xyz.float(),
-        "feature_rest": turned,
-        "scaling": (tensors["scaling"].double() + math.log(move.scale)).float(),
-        "rotation": _turned(_quaternion(move.rotation), tensors["rotation"].double()).float(),
-    }
     notes = [*splat.notes, *(["moments: of other coordinates now, left out"] if splat.moments else [])]
     extent = splat.extent and splat.extent * move.scale
-    return replace(splat, tensors=tensors | changed, moments={}, extent=extent, notes=notes)
+    tensors = move_gaussians(splat.tensors, move)
+    return replace(splat, tensors=tensors, moments={}, extent=extent, notes=notes)
 
 
 def crop(splat: Splat, region: Region) -> Splat:
@@ -172,44 +141,3 @@ def _from_matrix(text: str, numbers: Tensor) -> Similarity:
         )
     u, _, vh = torch.linalg.svd(rotation)
     return Similarity(scale, u @ vh, rows[:3, 3])
-
-
-def _band(degree: int, rotation: Tensor) -> Tensor:
-    """What turns the coefficients of one band: the function at R d is what it was at d. [2l+1, 2l+1]
-
-    The band is closed under rotation, so its matrix follows from values in any directions that tell its
-    functions apart: B(d) c' = B(Rᵀ d) c for all d. More directions than functions keep it well conditioned.
-    """
-    generator = torch.Generator("cpu").manual_seed(0)
-    directions = torch.randn(8 * (2 * degree + 1), 3, generator=generator, dtype=torch.float64)
-    directions = torch.nn.functional.normalize(directions, dim=-1)
-    band = slice(degree**2, (degree + 1) ** 2)
-    now, before = sh_basis(degree, directions)[:, band], sh_basis(degree, directions @ rotation)[:, band]
-    return torch.linalg.lstsq(now, before).solution
-
-
-def _quaternion(rotation: Tensor) -> Tensor:
-    """w, x, y, z of a rotation matrix, w not negative. [4]
-
-    The matrix 4 q qᵀ - 1 is linear in R, so q is its eigenvector of the largest eigenvalue (Bar-Itzhack
-    2000): exact for every rotation, with no cases.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
-    symmetric = torch.tensor(
-        [
-            [a + e + i, h - f, c - g, d - b],
-            [h - f, a - e - i, b + d, c + g],
-            [c - g, b + d, e - a - i, f + h],
-            [d - b, c + g, f + h, i - a - e],
-        ],
-        dtype=torch.float64,
-    )
-    quaternion = torch.linalg.eigh(symmetric).eigenvectors[:, -1]
-    return -quaternion if quaternion[0] < 0 else quaternion
-
-
-def _turned(by: Tensor, quaternions: Tensor) -> Tensor:
-    """Products by · q, of the length of q. [N, 4]"""
-    w, x, y, z = by.tolist()
-    matrix = torch.tensor([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]], dtype=torch.float64)
-    return quaternions @ matrix.T

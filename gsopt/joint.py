@@ -19,6 +19,7 @@ from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.poses import PoseRefiner
 from gsopt.render.rows import first_rows
 from gsopt.rundir import read_json, write_json
+from gsopt.similarity import Similarity
 
 if TYPE_CHECKING:
     from gsopt.config import TrainConfig
@@ -35,6 +36,7 @@ class Joint:
         poses: motions of the training cameras.
         exposure: maps of the colours of the training views.
         background_model: more Gaussians, seen in the same pictures; their number stays as it is.
+        world: the move that made the world of all this from that of the scene's files (`Scene.world`).
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Joint:
         poses: PoseRefiner | None = None,
         exposure: Exposure | None = None,
         background_model: GaussianModel | None = None,
+        world: Similarity | None = None,
     ) -> None:
         self.model = model
+        self.world = world
         self.poses = poses
         self.exposure = exposure
         self.background_model = background_model
@@ -60,12 +64,15 @@ class Joint:
         background = None
         if config.background_model is not None:
             path = config.background_model
-            background = GaussianModel.load_ply(path, device=device) if read else GaussianModel(device=device)
+            background = GaussianModel(device=device)
+            if read:
+                background = GaussianModel.load_ply(path, device=device).moved(scene.world)
         return cls(
             model,
             poses=PoseRefiner(views, scene.extent, device) if config.optimize_poses else None,
             exposure=Exposure(views, device=device) if config.exposure else None,
             background_model=background,
+            world=scene.world,
         )
 
     @property
@@ -130,6 +137,12 @@ class Joint:
             return camera
         return replace(camera, viewmat=self.poses(camera.viewmat, view))
 
+    @property
+    def _units(self) -> Tensor:
+        """What a twist is divided by to be in world units. [6]"""
+        scale = 1.0 if self.world is None else self.world.scale
+        return torch.tensor([1.0] * 3 + [scale] * 3, device=self.model.xyz.device)
+
     def state_dict(self) -> dict[str, Any]:
         """Of what is beside the model."""
         return {name: side.state_dict() for name, side in self.sides.items()}
@@ -154,12 +167,15 @@ class Joint:
     def save_beside(self, ply: Path, views: Sequence[str], *, background: bool) -> None:
         """Write what an evaluation needs beside the model's PLY: `background.ply` if asked for, `views.json`.
 
+        All is in world units.
+
         `views`: names of the training views, in order.
         """
         if background and self.background_model is not None:
-            self.background_model.save_ply(ply.with_name(BACKGROUND_FILE))
+            back = self.world and self.world.inverse()
+            self.background_model.moved(back).save_ply(ply.with_name(BACKGROUND_FILE))
         values = {
-            "pose": None if self.poses is None else self.poses.twists,
+            "pose": None if self.poses is None else self.poses.twists / self._units,
             "exposure": None if self.exposure is None else self.exposure.matrices,
         }
         rows = {key: value.tolist() for key, value in values.items() if value is not None}
@@ -186,7 +202,8 @@ class Joint:
         own = ply.with_name(BACKGROUND_FILE) if config.background_model_trainable else config.background_model
         config = replace(config, background_model=background_model or own)
         # Twists are saved in world units.
-        joint = cls.of_config(config, replace(scene, extent=1.0), model, read=True)
+        extent = 1.0 if scene.world is None else scene.world.scale
+        joint = cls.of_config(config, replace(scene, extent=extent), model, read=True)
         if joint.poses is None and joint.exposure is None:
             return joint
         if joint.exposure is not None:  # some of the views may be others by now: no mean over these

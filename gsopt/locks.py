@@ -29,7 +29,13 @@ from gsopt.surgery import per_row_state, row_indices
 Rows = str | Path | Sequence[str | Path] | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
 
 
-def lock(model: GaussianModel, rows: Rows, attributes: str | Iterable[str] | None = None) -> None:
+def lock(
+    model: GaussianModel,
+    rows: Rows,
+    attributes: str | Iterable[str] | None = None,
+    *,
+    centres: Tensor | None = None,
+) -> None:
     """Lock Gaussians, in addition to those that are locked already.
 
     Args:
@@ -37,12 +43,13 @@ def lock(model: GaussianModel, rows: Rows, attributes: str | Iterable[str] | Non
         rows: a region or several (see `gsopt.regions`), of which the union is meant; or a mask (bool [N]) or
             row numbers (integers [K]).
         attributes: those that keep their bits; None is all six.
+        centres: where the Gaussians are in the units of the regions [N, 3]; None is where the model has them.
 
     Raises:
         InputError: a region that cannot be used or that no Gaussian is in, or an unknown attribute.
         ValueError: a mask of another length, or row numbers out of range or repeated.
     """
-    _set(model, _mask(model, rows), attributes, True)
+    _set(model, _mask(model, rows, centres), attributes, True)
 
 
 def unlock(
@@ -210,12 +217,13 @@ def _set(model: GaussianModel, mask: Tensor, attributes: str | Iterable[str] | N
     model.locks = locks.to(model.xyz.device) if locks.any() else None
 
 
-def _mask(model: GaussianModel, rows: Rows) -> Tensor:
+def _mask(model: GaussianModel, rows: Rows, centres: Tensor | None = None) -> Tensor:
     """Mask on the CPU. [N]"""
     if isinstance(rows, str | Path):
         rows = [rows]
     if isinstance(rows, Sequence) and rows and all(isinstance(entry, str | Path) for entry in rows):
-        masks = [parse_region(str(text)).rows(model.xyz) for text in rows]
+        centres = model.xyz if centres is None else centres
+        masks = [parse_region(str(text)).rows(centres) for text in rows]
         return torch.stack(masks).any(dim=0)
     chosen = torch.as_tensor(rows, device="cpu")
     if chosen.dtype != torch.bool and not chosen.is_floating_point():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gsopt.errors import InputError
 from gsopt.geometry import inverse_sigmoid, num_sh_bases, rgb_to_sh, sh_degree_of
+from gsopt.similarity import Similarity, move_gaussians
 
 ATTRIBUTES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation", "opacity")
 MAX_SH_DEGREE = 3
@@ -157,6 +158,16 @@ class GaussianModel(nn.Module):
         from gsopt.datasets.ply import write_splat
 
         write_splat(path, {name: getattr(self, name).detach().cpu().numpy() for name in ATTRIBUTES})
+
+    @torch.no_grad()
+    def moved(self, move: Similarity | None) -> "GaussianModel":
+        """A model moved, turned and scaled, its harmonics turned along, without locks; itself for None."""
+        if move is None:
+            return self
+        model = GaussianModel(self.num_gaussians, self.max_sh_degree, self.xyz.device)
+        for name, value in move_gaussians({name: getattr(self, name) for name in ATTRIBUTES}, move).items():
+            model.get_parameter(name).copy_(value)
+        return model
 
     @property
     def num_gaussians(self) -> int:

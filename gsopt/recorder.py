@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gsopt import checkpoint
-from gsopt.cameras import camera_to_json
+from gsopt.cameras import cameras_to_json
 from gsopt.device import peak_memory
 from gsopt.errors import InputError, is_disk_full
 from gsopt.evaluation import Metrics
@@ -79,7 +79,7 @@ class Recorder:
             self._session.enter_context(trainer.run.held())
         # The original 3DGS puts the test cameras first.
         cameras = [view.camera for view in (*trainer.scene.test, *trainer.scene.train)]
-        write_json(trainer.run.cameras, [camera_to_json(camera, i) for i, camera in enumerate(cameras)])
+        write_json(trainer.run.cameras, cameras_to_json(cameras, trainer.scene.world))
         return trainer.run
 
     def close(self) -> None:
@@ -303,7 +303,7 @@ class Recorder:
             ) from error
 
     def _save_ply(self) -> None:
-        """The model, and beside it what else its pictures depend on."""
+        """The model, and beside it what else its pictures depend on, in world units."""
         trainer = self.trainer
         if not trainer.ranks.first:
             return
@@ -315,14 +315,12 @@ class Recorder:
                 [view.camera.name for view in train],
                 background=trainer.config.background_model_trainable,
             )
-            trainer.model.save_ply(ply)
+            world = trainer.scene.world
+            trainer.model.moved(world and world.inverse()).save_ply(ply)
             if trainer.joint.poses is not None:
                 refined = [trainer.joint.refined(view.camera, i) for i, view in enumerate(train)]
                 cameras = [*(view.camera for view in test), *refined]
-                write_json(
-                    trainer.run.refined_cameras,
-                    [camera_to_json(camera, i) for i, camera in enumerate(cameras)],
-                )
+                write_json(trainer.run.refined_cameras, cameras_to_json(cameras, trainer.scene.world))
 
     def _save_checkpoint(self) -> None:
         """After all events so far: those that a killed run had not written yet would be in no session."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsopt.datasets import load_points
+from gsopt.datasets.point_files import load_positions
 from gsopt.errors import InputError
 
 OUTSIDE = "outside:"
@@ -174,7 +174,7 @@ def _load_array(region: Region) -> np.ndarray:
 
 def _ply_rows(region: Region, centres: np.ndarray) -> Tensor:
     """Mask of the centres that are points of a PLY. [N]"""
-    points = load_points(region.path).xyz.numpy()
+    points = load_positions(region.path)
     both = np.concatenate([centres, points]) + np.float32(0)  # -0 + 0 is 0
     _, place = np.unique(both.view(np.int32), axis=0, return_inverse=True)
     place = place.reshape(-1)

@@ -13,6 +13,7 @@ from gsopt.errors import InputError
 from gsopt.optim import load_optimizer_state
 from gsopt.ranks import Ranks
 from gsopt.rundir import RunFolder, read_json
+from gsopt.similarity import Similarity
 from gsopt.versions import other_versions, versions
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def state_of(trainer: "Trainer") -> dict[str, Any]:
         "generator": trainer.generator.get_state(),
         "seconds": dict(trainer.clock.seconds),
         "extent": trainer.scene.extent,  # for other programs, see `gsopt.formats`
+        "world": trainer.scene.world and trainer.scene.world.to_json(),  # the model is in units of its own
         "config": trainer.config.to_json(),
         "versions": versions(),
     }
@@ -67,13 +69,20 @@ def saved_state(config: TrainConfig, run: RunFolder, ranks: Ranks) -> dict[str, 
     return state
 
 
+def saved_world(state: dict[str, Any] | None) -> Similarity | None:
+    """The move that normalised the scene of the run, from what a checkpoint holds."""
+    world = (state or {}).get("world")  # older checkpoints have no such entry
+    return world and Similarity.of_json(world)
+
+
 def go_on(trainer: "Trainer", state: dict[str, Any]) -> None:
     """Let a trainer whose optimizer is not built yet go on from what a checkpoint holds.
 
-    Raises InputError where its scene has other views than the run's.
+    Raises InputError where its scene has other views than the run's, or is normalised in another way.
     """
     quiet = trainer.config.quiet
     check_views(trainer.scene, trainer.run)
+    check_world(trainer.scene, state)
     trainer.step, trainer.first_sh_degree = state["step"], state["first_sh_degree"]
     trainer.skipped = state.get("skipped", 0)  # older checkpoints have no such entry
     trainer.model.load_state_dict(state["model"], take_sh_degree=True)
@@ -93,6 +102,16 @@ def go_on(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.clock.seconds = dict(state["seconds"])
     if changed := other_versions(state.get("versions", {})):
         warnings.warn(f"{changed}; the bits may differ from those of an undisturbed run", stacklevel=4)
+
+
+def check_world(scene: Scene, state: dict[str, Any]) -> None:
+    """Raise InputError unless a scene is in the units of the model that a checkpoint holds."""
+    here = scene.world and scene.world.to_json()
+    if here != state.get("world"):
+        raise InputError(
+            f"--scene {scene.path}: normalised by {here}, the run by {state.get('world')}; "
+            "let the trainer load the scene of the run"
+        )
 
 
 def check_views(scene: Scene, run: RunFolder) -> None:

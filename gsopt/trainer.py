@@ -31,6 +31,7 @@ from gsopt.datasets.pyramid import ViewPyramid
 from gsopt.datasets.scene import View
 from gsopt.device import cpu_count, deterministic, pick_device, use_card
 from gsopt.direct import DirectView
+from gsopt.editing import transform
 from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.feed import PhotoFeed
 from gsopt.formats import Splat
@@ -96,9 +97,11 @@ class Trainer:
         saved = resume.saved_state(config, self.run, ranks)
         with self.clock("load"):
             if scene is None:  # a resumed run has no more use for the points it began with
-                scene = (dataclasses.replace(config, init=None) if saved else config).load_scene()
+                scene = config.load_scene(resume.saved_world(saved), with_init=not saved)
             start = None if saved or model is not None else config.read_start()
+            centres = None if start is None else start.tensors["xyz"]  # in world units, as in the file
             if start is not None:
+                start = start if scene.world is None else transform(start, scene.world)
                 self.config = config = for_start(config, start)
             of_points = model is None and start is None and not saved
             if model is None:
@@ -126,7 +129,7 @@ class Trainer:
             resume.go_on(self, saved)
         else:
             self._begin(start)
-        self._lock(saved)
+        self._lock(saved, centres)
         self.strategy.check(self.model)
         if of_points:
             self.strategy.prepare(self.model)
@@ -315,8 +318,10 @@ class Trainer:
         if start is not None:
             self.start_notes = [*start.notes, *load_moments(self.optimizer, start)]
 
-    def _lock(self, saved: dict | None) -> None:
+    def _lock(self, saved: dict | None, centres: Tensor | None) -> None:
         """Lock the Gaussians that the settings mean now; a run that goes on keeps its own.
+
+        `centres`: in world units, for regions are, if they are known to the bits of a file.
 
         Other settings than those of the checkpoint replace its locks. Its config.json will not do for the
         comparison: it has what an interrupted resume asked for.
@@ -328,7 +333,9 @@ class Trainer:
             if before:
                 unlock(self.model)
             if config.lock:
-                lock(self.model, config.lock, config.lock_attributes)
+                if centres is None and self.scene.world is not None:
+                    centres = self.scene.world.inverse().points(self.model.xyz)
+                lock(self.model, config.lock, config.lock_attributes, centres=centres)
                 self.newly_locked = True
         still = {attribute_name(text) for text in (*config.freeze, *config.exclude) if "@" not in text}
         if still.union(still_groups(config), ATTRIBUTES).issuperset(present_groups(config)):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gsopt.datasets.point_files import POINT_FILES
 from gsopt.errors import InputError
 from gsopt.formats import INPUTS, Splat, read
 from gsopt.formats.splat import SHAPES
@@ -46,9 +47,12 @@ def is_splat(path: Path) -> bool:
             header = file.read(_HEADER).partition(b"end_header")[0]
     except OSError as error:
         raise InputError(f"--init {path}: cannot be read ({error.strerror}); check the path") from None
-    if path.suffix.lower() not in INPUTS:
-        raise InputError(f"--init {path}: no format has this ending; expected one of {', '.join(INPUTS)}")
-    return path.suffix.lower() != ".ply" or b" f_dc_0" in header or b" packed_position" in header
+    suffix, known = path.suffix.lower(), tuple(dict.fromkeys((*INPUTS, *POINT_FILES)))
+    if suffix not in known:
+        raise InputError(f"--init {path}: no format has this ending; expected one of {', '.join(known)}")
+    if suffix in POINT_FILES and suffix != ".ply":
+        return False
+    return suffix != ".ply" or b" f_dc_0" in header or b" packed_position" in header
 
 
 def check_start(config: "TrainConfig") -> None:

@@ -68,6 +68,26 @@ def ply(kind: str, byte_order: str = "<", text: bool = False) -> Callable[[Path]
     return build
 
 
+def numpy_points(name: str) -> Callable[[Path], Path]:
+    """20 coloured points in a file of numpy: .npy with columns or with fields, .npz plain or compressed."""
+
+    def build(folder: Path) -> Path:
+        import numpy as np
+
+        xyz = np.arange(60, dtype=np.float64).reshape(20, 3)
+        rgb = np.arange(60, dtype=np.uint8).reshape(20, 3)
+        file = folder / name
+        if name == "fields.npy":
+            np.save(file, np.zeros(20, [*((axis, "f4") for axis in "xyz"), *((c, "u1") for c in "rgb")]))
+        elif name.endswith(".npy"):
+            np.save(file, np.concatenate([xyz, rgb / 255], axis=1))
+        else:
+            (np.savez_compressed if name.startswith("small") else np.savez)(file, xyz=xyz, rgb=rgb)
+        return file
+
+    return build
+
+
 def colmap(name: str, *, text: bool) -> Callable[[Path], Path]:
     """One of the files of a model of 3 images with 2D points and 5 points with tracks."""
 
@@ -98,7 +118,7 @@ def read_transforms(path: Path) -> None:
 
     read_transforms(path)
     if points := find_points(path):
-        points()
+        points(None)
 
 
 def a_checkpoint(folder: Path) -> Path:
@@ -140,7 +160,7 @@ def read_config(path: Path) -> None:
 
 
 def read_points(path: Path) -> None:
-    from gsopt.datasets.ply import load_points
+    from gsopt.datasets.point_files import load_points
 
     load_points(path)
 
@@ -155,6 +175,10 @@ CASES = {
     "points.ply": Case(ply("points"), read_points),
     "points.ply big": Case(ply("points", ">"), read_points),
     "points.ply text": Case(ply("points", text=True), read_points),
+    **{
+        name: Case(numpy_points(name), read_points)
+        for name in ("points.npy", "fields.npy", "points.npz", "small.npz")
+    },
     "splat.ply": Case(ply("splat"), read_splat),
     "splat.ply text": Case(ply("splat", text=True), read_splat),
     "splat.ply as points": Case(ply("splat"), read_points),

@@ -1,10 +1,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
-from gsopt.cameras import Camera, camera_to_json, cameras_extent
+from gsopt.cameras import Camera, camera_to_json, cameras_extent, scene_up
 
 
 def camera(center=(0.0, 0.0, 0.0), angle=0.0, width=40, height=30, name="a.png") -> Camera:
@@ -77,3 +79,41 @@ def test_json_entry_has_the_keys_of_3dgs():
     # camera-to-world: its columns are the camera's axes in the world
     assert [row[2] for row in entry["rotation"]] == pytest.approx([-1.0, 0.0, 0.0], abs=1e-6)
     assert json.loads(json.dumps(entry)) == entry
+
+
+def looking(azimuth: float, elevation: float, roll: float = 0.0) -> np.ndarray:
+    """World-to-camera rotation, in a world whose z points up; degrees, elevation above the horizon."""
+    level = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])  # looks along x: right -y, down -z
+    turned = Rotation.from_euler("ZY", [azimuth, -elevation], degrees=True).as_matrix()
+    return Rotation.from_euler("z", roll, degrees=True).as_matrix() @ level @ turned.T
+
+
+UPS = {  # azimuth, elevation, roll of each camera; how far off the result may be, in degrees
+    "a ring that looks down": ([(a, -40, 0) for a in range(0, 360, 30)], 0.01),
+    "a third of a ring": ([(a, -40, 0) for a in range(0, 120, 10)], 0.01),
+    "a ring that looks up": ([(a, 70, 0) for a in range(0, 360, 30)], 0.01),
+    "hands that shake": ([(a, -20 + a % 7, 8 * math.sin(a)) for a in range(0, 360, 11)], 3),
+    "views of a wall": ([(a, 0, 0) for a in (-2, -1, 1, 2)], 0.01),
+    "one camera": ([(30, 0, 0)], 0.01),
+    "a drone that looks straight down, on two headings": ([(a, -90, 0) for a in (0, 90, 180, 270)], 0.01),
+}
+
+
+@pytest.mark.parametrize(("shots", "degrees"), UPS.values(), ids=UPS)
+def test_up_of_a_scene_however_its_world_is_turned(shots, degrees):
+    for turn in Rotation.random(5, random_state=0).as_matrix():
+        cameras = []
+        for shot in shots:
+            viewmat = np.eye(4)
+            viewmat[:3, :3] = looking(*shot) @ turn.T
+            cameras.append(Camera("a.png", 4, 3, torch.eye(3), torch.tensor(viewmat, dtype=torch.float32)))
+        up = scene_up(cameras)
+        assert up.dtype == torch.float32
+        assert up.norm().item() == pytest.approx(1)
+        cosine = (up @ torch.tensor(turn[:, 2], dtype=torch.float32)).clamp(-1, 1).item()
+        assert math.degrees(math.acos(cosine)) < degrees + 0.05
+
+
+def test_up_needs_a_camera():
+    with pytest.raises(ValueError, match="no cameras, expected at least one"):
+        scene_up([])

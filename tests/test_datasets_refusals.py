@@ -238,7 +238,7 @@ JSON_FILE = {
         in_frame(transform_matrix=None),
         "frames[2] has no transform_matrix, expected a 4x4 matrix",
     ),
-    "3x4": (in_frame(transform_matrix=matrix()[:3]), "frames[2]: transform_matrix is not a 4x4 matrix"),
+    "2x4": (in_frame(transform_matrix=matrix()[:2]), "frames[2]: transform_matrix is not a 4x4 matrix"),
     "ragged": (in_frame(transform_matrix=[[1], [2, 3]]), "frames[2]: transform_matrix is not a 4x4 matrix"),
     "words": (in_frame(transform_matrix=[["a"] * 4] * 4), "frames[2]: transform_matrix is not a 4x4 matrix"),
     "NaN": (
@@ -259,8 +259,21 @@ JSON_FILE = {
         "frames[2] is 0001.png again, already frames[1]",
     ),
     "no focal length": (
-        in_file(fl_x=None),
+        in_file(fl_x=None, fl_y=None),
         "frames[0]: no focal length, expected fl_x ... or camera_angle_x",
+    ),
+    "orthographic": (in_frame(ortho=True), "frames[2]: ortho is set, expected a lens; cut perspective"),
+    "a lens of instant-ngp": (in_file(ftheta_p0=0.1), "frames[0]: ftheta_p0 is set, expected a lens"),
+    "angle of text": (in_file(fl_x=None, fl_y=None, y_fov="60"), "frames[0]: y_fov is '60', expected a"),
+    "list of photos not a list": (
+        in_file(train_filenames="images/0001.png"),
+        "transforms.json: train_filenames is 'images/0001.png', expected a list of names; correct it",
+    ),
+    "list of photos of numbers": (in_file(test_filenames=[1]), "test_filenames is [1], expected a list"),
+    "listed photo of two lines": (in_file(val_filenames=["a\nb"]), "val_filenames is 'a\\nb', expected"),
+    "nothing listed for training": (
+        in_file(train_filenames=[], test_filenames=["images/0001.png"]),
+        "none of the 6 frames is for training, expected one or more in train_filenames; correct that list",
     ),
     "focal length of text": (in_file(fl_x="long"), "frames[0]: fl_x is 'long', expected a finite number"),
     "focal length zero": (

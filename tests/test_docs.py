@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/groups.md", "docs/state.md", "docs/strategies.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/data.md", "docs/groups.md", "docs/state.md", "docs/strategies.md"]
+)
 def test_the_python_of_a_document_runs(name, monkeypatch):
     """Its blocks one after another, from the root of the repository, as a reader would type them."""
     monkeypatch.chdir(ROOT)

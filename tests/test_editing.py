@@ -6,12 +6,13 @@ import pytest
 import torch
 from splats import assert_same, original_checkpoint, random_splat, random_tensors
 
-from gsopt.editing import Similarity, crop, merge, parse_transform, transform
+from gsopt.editing import crop, merge, parse_transform, transform
 from gsopt.errors import InputError
 from gsopt.formats import read
 from gsopt.geometry import quat_scale_to_covar, quat_to_rotmat, spherical_harmonics
 from gsopt.regions import parse_region
 from gsopt.render import rasterization
+from gsopt.similarity import Similarity
 
 MOVES = {
     "translate": ["translate:0.3,-0.2,0.5"],

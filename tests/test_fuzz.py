@@ -151,7 +151,7 @@ def test_transforms_with_any_value(tmp_path, key, value, top, ply):
     path = tmp_path / "transforms.json"
     path.write_text(json.dumps(content))
     well(read_transforms, path)
-    well(lambda path: (points := find_points(path)) and points(), path)
+    well(lambda path: (points := find_points(path)) and points(None), path)
 
 
 SETTINGS = tuple(TrainConfig().to_json())

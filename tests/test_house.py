@@ -16,6 +16,7 @@ LONGEST = 400  # lines
 HOUSE = {
     "errors": set(),
     "geometry": set(),
+    "similarity": {"geometry"},
     "schedules": set(),
     "schedule_text": {"schedules"},
     "freeze_windows": set(),
@@ -36,16 +37,17 @@ HOUSE = {
     "metrics": {"losses"},
     "runtime": {"device", "native"},
     "feed": {"cameras", "datasets", "device", "runtime"},
-    "cameras": {"geometry"},
+    "cameras": {"similarity"},
     "camera_files": {"cameras"},
     "camera_paths": {"cameras"},
-    "datasets": {"cameras", "geometry", "text"},
+    "datasets": {"cameras", "geometry", "similarity", "text"},
+    "scene_options": {"datasets"},
     "render": {"cameras", "geometry", "native"},
-    "model": {"geometry", "datasets"},
+    "model": {"geometry", "datasets", "similarity"},
     "groups": {"schedules", "freeze_windows"},
     "regions": {"datasets"},
-    "formats": {"checkpoint", "datasets", "geometry", "groups"},
-    "editing": {"formats", "geometry", "regions"},
+    "formats": {"checkpoint", "datasets", "geometry", "groups", "similarity"},
+    "editing": {"formats", "geometry", "regions", "similarity"},
     "locks": {"model", "regions", "surgery"},
     "guards": {"locks", "model", "native"},
     "poses": set(),
@@ -60,7 +62,7 @@ HOUSE = {
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}
-HOUSE["warm_start"] = {"formats", "groups", "guards", "model", "optim", "schedules"}
+HOUSE["warm_start"] = {"datasets", "formats", "groups", "guards", "model", "optim", "schedules"}
 HOUSE["config"] = BELOW - {"evaluation", "monitor", "pictures", "native"} | {
     *("group_options", "joint_options", "warm_start"),
 }
@@ -68,7 +70,9 @@ HOUSE["inspection"] = {"checkpoint", "config", "datasets", "model", "rundir", "s
 HOUSE["joint_options"] = {"group_options", "groups", "model", "schedules", "freeze_windows"}
 HOUSE["joint"] = BELOW
 HOUSE["recorder"] = BELOW
-HOUSE["resume"] = {"checkpoint", "config", "datasets", "optim", "ranks", "rundir", "versions"}
+HOUSE["resume"] = {
+    *("checkpoint", "config", "datasets", "optim", "ranks", "rundir", "similarity", "versions"),
+}
 HOUSE["trainer"] = BELOW | {
     *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
 }

@@ -75,7 +75,7 @@ def test_it_renders_and_training_goes_on_from_it(splat, tmp_path):
 
 
 def test_a_coloured_point_cloud_of_another_program_is_a_start(shared):
-    from gsopt.datasets.ply import load_points
+    from gsopt.datasets.point_files import load_points
 
     points = load_points(shared / "splats" / "trimesh_points_rgba.ply")
     model = GaussianModel.from_points(points.xyz, points.rgb)

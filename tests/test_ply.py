@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 
-from gsopt.datasets.ply import load_points, read_splat, write_splat
+from gsopt.datasets.ply import read_splat, write_splat
+from gsopt.datasets.point_files import load_points
 from gsopt.errors import InputError
 
 SPLAT_NAMES = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"]
@@ -69,7 +70,12 @@ def splat_dict(count=3, bases=16, seed=0) -> dict:
 @pytest.mark.parametrize("text", [False, True], ids=["binary", "ascii"])
 def test_points_with_each_kind_of_colour(tmp_path, columns, rgb, text):
     xyz = {"z": np.float64([3, 6]), "x": np.float64([1, 4]), "y": np.float64([2, 5])}
-    points = load_points(write_ply(tmp_path / "p.ply", columns | xyz, text=text))
+    path = write_ply(tmp_path / "p.ply", columns | xyz, text=text)
+    if rgb is None:
+        points = load_points(path)
+    else:
+        with pytest.warns(UserWarning, match="p.ply: no colours in it; all 2 points begin as grey"):
+            points = load_points(path)
     assert points.xyz.dtype == points.rgb.dtype == torch.float32
     assert points.xyz.tolist() == [[1, 2, 3], [4, 5, 6]]
     torch.testing.assert_close(points.rgb, torch.tensor(rgb or [[0.0, 0.2, 0.0], [1.0, 0.0, 0.4]]))
@@ -332,7 +338,7 @@ def test_no_damage_raises_anything_but_an_input_error(tmp_path_factory, data):
     for read in (load_points, read_splat):
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*opacities are infinite")
+                warnings.filterwarnings("ignore", message=".*(opacities are infinite|no colours in it)")
                 read(folder / "s.ply")
         except InputError as error:
             assert "s.ply: " in str(error)  # noqa: PT017

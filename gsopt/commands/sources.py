@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
+from gsopt.datasets.normalization import Normalization
 from gsopt.device import DeviceName, cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.joint import Joint
@@ -33,6 +34,8 @@ class SourceOptions:
     """Name of the images folder inside the scene."""
     test_every: int | None = None
     """Every Nth photo by name is for testing, where the scene itself does not say which."""
+    normalize: Normalization | None = None
+    """Look at it in a world so normalised; the pictures stay the same, but for rounding."""
     background: Literal["auto", "white", "black"] | None = None
     """Behind the Gaussians; auto: white for photos with transparency, black for others."""
     antialiased: bool | None = None
@@ -88,8 +91,8 @@ def load_source(path: Path, options: SourceOptions) -> Source:
     device = pick_device(config.device, config.backend)
     config = config.resolved(device.type)
     config.check()
-    model = GaussianModel.load_ply(ply, device=device)
-    scene = config.load_scene()
+    scene = config.load_scene(with_init=False)
+    model = GaussianModel.load_ply(ply, device=device).moved(scene.world)
     use_kernel_threads(config.threads or cpu_count(), device, config.backend)
     background = config.plain_background(scene).to(device)
     joint = Joint.of_saved(config, scene, model, ply, options.background_model)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
 from gsopt.config import STRATEGIES, TrainConfig
+from gsopt.datasets import Scene
 from gsopt.device import choose_device, describe
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics
@@ -133,6 +134,7 @@ def opening(trainer: Trainer) -> list[str]:
     return [
         f"device    {describe(trainer.device, trainer.threads)} ({chosen.reason})",
         f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
+        *([f"world     {world} (--normalize)"] if (world := what_world(scene)) else []),
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         *init_lines(trainer),
@@ -145,6 +147,13 @@ def opening(trainer: Trainer) -> list[str]:
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
         f"run       {trainer.run.path}",
     ]
+
+
+def what_world(scene: Scene) -> str:
+    """What the units of a normalised scene are."""
+    if scene.world is None:
+        return ""
+    return f"normalised, a unit is {1 / scene.world.scale:.4g} of the scene's; files are in the scene's own"
 
 
 def init_lines(trainer: Trainer) -> list[str]:

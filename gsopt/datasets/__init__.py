@@ -3,19 +3,35 @@
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from gsopt.cameras import cameras_extent
 from gsopt.datasets.colmap import find_model, read_model
 from gsopt.datasets.images import Photo, load_views, locate
 from gsopt.datasets.initial_points import random_points
-from gsopt.datasets.ply import load_points, read_splat, write_splat
+from gsopt.datasets.normalization import Normalization, move_photos, normalization
+from gsopt.datasets.ply import read_splat, write_splat
+from gsopt.datasets.point_files import load_points, read_points
 from gsopt.datasets.scene import PointCloud, Scene, View
+from gsopt.datasets.thinning import thinned
 from gsopt.datasets.transforms import find_points, read_nerf_synthetic, read_transforms
 from gsopt.errors import InputError
+from gsopt.similarity import Similarity
 
-__all__ = ["PointCloud", "Scene", "View", "load_points", "load_scene", "read_splat", "write_splat"]
+__all__ = [
+    "PointCloud",
+    "Scene",
+    "View",
+    "load_points",
+    "load_scene",
+    "moved_points",
+    "read_points",
+    "read_splat",
+    "write_splat",
+]
 
 
 def load_scene(
@@ -26,6 +42,9 @@ def load_scene(
     test_every: int = 8,
     seed: int = 0,
     init: str | os.PathLike | None = None,
+    init_points: int | None = None,
+    init_max: int | None = None,
+    normalize: Normalization | Similarity = "none",
     threads: int | None = None,
     progress: bool = False,
 ) -> Scene:
@@ -34,7 +53,7 @@ def load_scene(
     The format is detected: `sparse/0` or `sparse` is COLMAP, `transforms_train.json` NeRF-synthetic, and
     `transforms.json` (or `path` itself, if it is a JSON file) nerfstudio or instant-ngp. Photos that are
     listed but not there are left out with one warning. Without points in the scene, they are random: see
-    `random_points`.
+    `random_points`. docs/data.md shows the folders.
 
     Args:
         path: folder of the scene, or a transforms JSON file.
@@ -43,9 +62,14 @@ def load_scene(
         images: name of the folder to read photos from, beside the one that the scene names (not
             NeRF-synthetic).
         test_every: each so many-th of the sorted names is a test view, beginning with the first; 0 for none.
-            NeRF-synthetic scenes say it themselves: `transforms_test.json`, else `transforms_val.json`.
+            Some scenes say it themselves: NeRF-synthetic by `transforms_test.json`, else
+            `transforms_val.json`, nerfstudio by `test_filenames`, else `val_filenames`.
         seed: of random points.
-        init: PLY file whose points replace those of the scene: a point cloud, or the centres of a splat.
+        init: file whose points replace those of the scene: `read_points` says which. A splat gives centres.
+        init_points: so many random points instead, in the volume that `random_points` describes.
+        init_max: more points than so many, of the scene or of `init`, are thinned to at most as many.
+        normalize: "scale" or "up": the scene is moved as `normalization` says, which is its `world` then. Or
+            the move itself.
         threads: for decoding; None for one per core.
         progress: show a bar on stderr.
 
@@ -59,18 +83,26 @@ def load_scene(
     if images is not None and listing.format == "nerf-synthetic":
         raise InputError(f"--images {images}: {listing.source} names each photo itself; leave --images away")
     photos = locate(listing.photos, listing.folder, listing.source, resolution, images)
-    train, test = _split(listing.source, photos, test_every)
+    if isinstance(normalize, Similarity):
+        world = normalize
+    else:
+        world = normalization(np.stack([photo.viewmat for photo in photos]), normalize)
+    train, test = _split(listing.source, move_photos(photos, world), test_every)
     views = load_views([*train, *test], resolution=resolution, threads=threads, progress=progress)
     train, test = views[: len(train)], views[len(train) :]
-    if init is not None:
-        points = load_points(init)
-    elif listing.points is not None:
-        points = listing.points()
+    if init_points is not None or (init is None and listing.points is None):
+        volume = "box" if listing.format == "nerf-synthetic" else "frustums"
+        points = random_points(train, seed=seed, volume=volume, count=init_points)
     else:
-        points = random_points(
-            train, seed=seed, volume="box" if listing.format == "nerf-synthetic" else "frustums"
-        )
-    return Scene(root, listing.format, train, test, points, _extent(root, train, points))
+        cloud = listing.points(init_max) if init is None else read_points(init, most=init_max)
+        points = moved_points(cloud, world)
+    return Scene(root, listing.format, train, test, points, _extent(root, train, points), world)
+
+
+def moved_points(cloud: PointCloud, world: Similarity | None) -> PointCloud:
+    """A cloud of `read_points` in the units of a scene that was normalised by `world`, as float32."""
+    xyz = cloud.xyz if world is None else world.points(cloud.xyz)
+    return replace(cloud, xyz=xyz.float())
 
 
 @dataclass(frozen=True)
@@ -78,13 +110,14 @@ class _Listing:
     """What a scene's files say before any photo is read.
 
     source: the file to name in errors about photos. folder: the photos' names are relative to it.
+    points: gives the points, thinned to at most a number if that is not None.
     """
 
     format: str
     source: Path
     photos: list[Photo]
     folder: Path
-    points: Callable[[], PointCloud] | None
+    points: Callable[[int | None], PointCloud] | None
 
 
 def _read(root: Path) -> _Listing:
@@ -96,7 +129,7 @@ def _read(root: Path) -> _Listing:
     model = find_model(root)
     if model is not None:
         photos, points = read_model(model, root / "images")
-        return _Listing("colmap", model, photos, root / "images", points)
+        return _Listing("colmap", model, photos, root / "images", lambda most: thinned(points(), most))
     train, single = root / "transforms_train.json", root / "transforms.json"
     if train.is_file():
         return _Listing("nerf-synthetic", train, *read_nerf_synthetic(root), find_points(train))

@@ -24,7 +24,7 @@ _PINHOLE = {
     "PINHOLE": (0, 1, 2, 3),
 }  # where fx, fy, cx, cy are in the parameters
 _EXIF_ORIENTATION = 0x0112
-_MAX_NAMES = 20  # missing photos listed by name
+MAX_NAMES = 20  # missing photos listed by name
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def _drop_missing(photos: Sequence[Photo], folder: Path, source: Path) -> list[P
             f"(the first is {missing[0]}); put them there, or name their folder with --images"
         )
     if missing:
-        listed = ", ".join(missing[:_MAX_NAMES])
-        more = f" and {len(missing) - _MAX_NAMES} more" if len(missing) > _MAX_NAMES else ""
+        listed = ", ".join(missing[:MAX_NAMES])
+        more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
         warnings.warn(
             f"{source}: {len(missing)} of {len(photos)} photos are not in {folder} and are left out: "
             f"{listed}{more}",

@@ -23,46 +23,55 @@ _OPAQUE = 0.9  # share of the views seeing a point in which its pixel is not ful
 _BATCHES = 20  # of candidates, at most
 
 
-def random_points(views: Sequence[View], *, seed: int, volume: str) -> PointCloud:
+def random_points(views: Sequence[View], *, seed: int, volume: str, count: int | None = None) -> PointCloud:
     """Random points in the cameras' common viewing volume, each of the mean colour of the pixels that see it.
 
-    One point per four pixels of a photo, from 1,000 to 100,000. The cameras look at a focus, the point
-    nearest to all their optical axes, from a median distance d. Candidates are, with volume "box" (for
-    objects, NeRF-synthetic), uniform in the cube around the focus that fills the narrower field of view at
-    distance d; with "frustums" (for surroundings), on rays of random pixels at depths log-uniform in
-    d/3..3d. Those stay that are seen by at least a third as many views as the best-seen one.
+    `count` points; by default one per four pixels of a photo, from 1,000 to 100,000.
+
+    The cameras look at a focus, the point nearest to all their optical axes, from a median distance d.
+    Candidates are, with volume "box" (for objects, NeRF-synthetic), uniform in the cube around the focus that
+    fills the narrower field of view at distance d; with "frustums" (for surroundings), on rays of random
+    pixels at depths log-uniform in d/3..3d. Those stay that are seen by at least a third as many views as the
+    best-seen one.
 
     Photos with alpha carve: a point stays if its pixel is not fully transparent in 90% of the views that see
     it (silhouettes; Laurentini 1994); the points are then uniform in what is left. If nothing is, alpha
     carves nothing.
 
-    Deterministic: same views and seed, same points. Raises InputError if no candidate is seen.
+    Deterministic: same views, seed and count, same points. Raises InputError if no candidate is
+    seen, or too few for a `count` that was given.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     rig = _Rig(
         [views[i] for i in np.linspace(0, len(views) - 1, min(_VIEWS, len(views))).round().astype(int)]
     )
     pixels = np.mean([view.camera.width * view.camera.height for view in views])
-    count = int(np.clip(pixels / _PIXELS_PER_POINT, MIN_POINTS, MAX_POINTS))
+    wanted = count or int(np.clip(pixels / _PIXELS_PER_POINT, MIN_POINTS, MAX_POINTS))
+    batch = max(wanted, MIN_POINTS)
     draw = rig.box() if volume == "box" else rig.frustums
 
     carving = any(image.shape[-1] == 4 for image in rig.images)
     if carving:
-        xyz, _ = rig.keep(draw(_uniform(generator, count)), carving)
+        xyz, _ = rig.keep(draw(_uniform(generator, batch)), carving)
         carving = len(xyz) > 0
         if carving:
             margin = 0.1 * (xyz.max(axis=0) - xyz.min(axis=0))
             draw = _box(xyz.min(axis=0) - margin, xyz.max(axis=0) + margin)
     batches, total = [], 0
-    while total < count and len(batches) < _BATCHES:
-        batches.append(rig.keep(draw(_uniform(generator, count)), carving))
+    while total < wanted and len(batches) < _BATCHES:
+        batches.append(rig.keep(draw(_uniform(generator, batch)), carving))
         total += len(batches[-1][0])
     if total == 0:
         raise InputError(
             f"{views[0].path}: this photo and the other {len(views) - 1} see no common volume to draw "
             "random points from; check the camera matrices (OpenGL axes), or give points with --init FILE.ply"
         )
-    xyz, rgb = (np.concatenate(column)[:count].astype(np.float32) for column in zip(*batches, strict=True))
+    if count is not None and total < count:
+        raise InputError(
+            f"--init-points {count}: {views[0].path} and the other {len(views) - 1} photos see only {total} "
+            f"of {len(batches) * batch:,} random points together; give a lower number, or --init FILE.ply"
+        )
+    xyz, rgb = (np.concatenate(column)[:wanted].astype(np.float32) for column in zip(*batches, strict=True))
     return PointCloud(torch.from_numpy(xyz), torch.from_numpy(rgb))
 
 

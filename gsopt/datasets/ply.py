@@ -1,4 +1,4 @@
-"""PLY files: coloured point clouds in, splats in and out. The parsing is plyfile's.
+"""PLY files of splats, in and out; `gsopt.datasets.point_files` reads points. The parsing is plyfile's.
 
 A splat PLY holds one vertex per Gaussian with the properties of the original 3DGS (Kerbl et al. 2023, the
 `save_ply` of its code): x y z nx ny nz, f_dc_0..2, f_rest_0..3(K-1)-1, opacity, scale_0..2, rot_0..3. All are
@@ -12,65 +12,20 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from gsopt.datasets.ply_header import check_header
-from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
-from gsopt.geometry import sh_to_rgb
 
 MAX_LOGIT = math.log((1 - 1e-6) / 1e-6)  # stands in for the infinite logit of an opacity of exactly 1
-_COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+SPLAT_COLORS = ("f_dc_0", "f_dc_1", "f_dc_2")
 _SPLAT = {  # key in memory -> properties in the file; f_rest_i come between f_dc_i and opacity
     "xyz": ("x", "y", "z"),
-    "feature_dc": ("f_dc_0", "f_dc_1", "f_dc_2"),
+    "feature_dc": SPLAT_COLORS,
     "opacity": ("opacity",),
     "scaling": ("scale_0", "scale_1", "scale_2"),
     "rotation": ("rot_0", "rot_1", "rot_2", "rot_3"),
 }
 _REST_COUNTS = (0, 9, 24, 45, 72)  # f_rest_i of SH degree 0 to 4
-
-
-def load_points(path: str | os.PathLike) -> PointCloud:
-    """Read the points of a PLY file, ASCII or binary, properties in any order.
-
-    Colours are red, green, blue (also r, g, b or diffuse_red, ...): unsigned integers over their whole range
-    or floats in 0..1; of a splat file the colour of the constant band (f_dc_i); 0.5 where there is none.
-
-    Raises InputError: no such file, not a PLY, truncated, no points, properties missing, values not finite.
-    """
-    path = Path(path)
-    vertex = _read_vertices(path)
-    if len(vertex) == 0:
-        raise InputError(f"{path}: no points, expected at least one; give another file")
-    xyz = _columns(path, vertex, ("x", "y", "z"))  # [P, 3]
-    _require_finite(path, xyz, ("x", "y", "z"), "remove these points from the file")
-    rgb = _colors(path, vertex)  # [P, 3]
-    return PointCloud(torch.from_numpy(xyz), torch.from_numpy(rgb))
-
-
-def _colors(path: Path, vertex: np.ndarray) -> np.ndarray:
-    """[P, 3] float32 0..1."""
-    names = vertex.dtype.names
-    if all(name in names for name in _SPLAT["feature_dc"]):
-        rgb = sh_to_rgb(torch.from_numpy(_columns(path, vertex, _SPLAT["feature_dc"]))).numpy()
-        _require_finite(path, rgb, _SPLAT["feature_dc"], "remove these points from the file")
-        return rgb.clip(0.0, 1.0)
-    triple = next((triple for triple in _COLORS if all(name in names for name in triple)), None)
-    if triple is None:
-        return np.full((len(vertex), 3), 0.5, np.float32)
-    rgb = _columns(path, vertex, triple)
-    kind = vertex.dtype[triple[0]]
-    if kind.kind == "u":
-        return rgb / np.float32(np.iinfo(kind).max)
-    outside = ~((rgb >= 0) & (rgb <= 1)).all(axis=1)  # NaN is outside, too
-    if outside.any():
-        row = int(outside.argmax())
-        raise InputError(
-            f"{path}: vertex {row}: colour {rgb[row].tolist()} of type {kind}, expected 0 to 1; "
-            "store colours as uchar 0 to 255 or as float 0 to 1"
-        )
-    return rgb
 
 
 def read_splat(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -83,14 +38,14 @@ def read_splat(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises InputError: no such file, not a PLY, truncated, compressed, properties missing, values not finite.
     """
     path = Path(path)
-    return splat_of_vertices(path, _read_vertices(path))
+    return splat_of_vertices(path, read_vertices(path))
 
 
 def splat_of_vertices(path: Path, vertex: np.ndarray) -> dict[str, np.ndarray]:
     """As :func:`read_splat`, from the element `vertex` of a PLY."""
     rest_names = _rest_names(path, vertex.dtype.names)
-    splat = {key: _columns(path, vertex, names) for key, names in _SPLAT.items()}
-    rest = _columns(path, vertex, rest_names)  # [N, 3 * (K-1)] channel-major
+    splat = {key: columns(path, vertex, names) for key, names in _SPLAT.items()}
+    rest = columns(path, vertex, rest_names)  # [N, 3 * (K-1)] channel-major
 
     infinite = np.isinf(splat["opacity"])
     if infinite.any():
@@ -102,7 +57,7 @@ def splat_of_vertices(path: Path, vertex: np.ndarray) -> dict[str, np.ndarray]:
         splat["opacity"] = splat["opacity"].clip(-MAX_LOGIT, MAX_LOGIT)
     values = np.concatenate([*splat.values(), rest], axis=1)
     names = (*(name for names in _SPLAT.values() for name in names), *rest_names)
-    _require_finite(
+    require_finite(
         path, values, names, "remove these Gaussians, for example with splat-transform --filter-nan"
     )
 
@@ -142,9 +97,7 @@ def write_splat(path: str | os.PathLike, splat: dict[str, np.ndarray]) -> None:
         *((_SPLAT[key], splat[key]) for key in ("opacity", "scaling", "rotation")),
     ]
     names = [name for names, _ in parts for name in names]
-    values = np.concatenate([columns for _, columns in parts], axis=1).astype(
-        "<f4"
-    )  # [N, 14 + 3 + 3 * (K-1)]
+    values = np.concatenate([part for _, part in parts], axis=1).astype("<f4")  # [N, 14 + 3 + 3 * (K-1)]
     vertex = np.ascontiguousarray(values).view([(name, "<f4") for name in names])[:, 0]  # [N]
     ply = PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<")
     replace_file(path, ply.write)
@@ -199,7 +152,7 @@ def read_elements(path: Path) -> dict[str, np.ndarray]:
     return {element.name: element.data for element in ply.elements}
 
 
-def _read_vertices(path: Path) -> np.ndarray:
+def read_vertices(path: Path) -> np.ndarray:
     """The element `vertex` as a structured array [N]."""
     vertex = read_elements(path)["vertex"]
     if "packed_position" in vertex.dtype.names:
@@ -210,10 +163,13 @@ def _read_vertices(path: Path) -> np.ndarray:
     return vertex
 
 
-def _columns(path: Path, vertex: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """[N, len(names)] float32."""
+def columns(path: Path, vertex: np.ndarray, names: tuple[str, ...], kind: type = np.float32) -> np.ndarray:
+    """Some properties of a structured array as [N, len(names)] of a floating type.
+
+    Raises InputError where there are none of these names, or lists.
+    """
     missing = [name for name in names if name not in vertex.dtype.names]
-    lists = [name for name in names if name not in missing and vertex.dtype[name].kind == "O"]
+    lists = [name for name in names if name not in missing and vertex.dtype[name].kind not in "fiu"]
     if missing or lists:
         problem = f"{'lacks' if missing else 'has a list as'} {', '.join(missing or lists)}"
         found = ", ".join(vertex.dtype.names) or "none"
@@ -221,7 +177,7 @@ def _columns(path: Path, vertex: np.ndarray, names: tuple[str, ...]) -> np.ndarr
             f"{path}: element vertex {problem}, expected a number for each (found: {found}); "
             "give a file that has them"
         )
-    out = np.empty((len(vertex), len(names)), np.float32)
+    out = np.empty((len(vertex), len(names)), kind)
     with np.errstate(over="ignore"):  # doubles too large for float32 become inf, which is reported as such
         for i, name in enumerate(names):
             out[:, i] = vertex[name]
@@ -239,13 +195,16 @@ def _rest_names(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"f_rest_{i}" for i in range(count))
 
 
-def _require_finite(path: Path, values: np.ndarray, names: tuple[str, ...], remedy: str) -> None:
+def require_finite(
+    path: Path, values: np.ndarray, names: tuple[str, ...], remedy: str, first: int = 0
+) -> None:
+    """Raise InputError where values [N, len(names)], of rows from number `first` on, are not finite."""
     bad = ~np.isfinite(values)  # [N, len(names)]
     if bad.any():
         rows = bad.any(axis=1)
         row = int(rows.argmax())
         column = int(bad[row].argmax())
         raise InputError(
-            f"{path}: vertex {row}: {names[column]} is {values[row, column]}, expected a finite number "
-            f"({int(rows.sum())} of {len(values)} vertices are so); {remedy}"
+            f"{path}: vertex {first + row}: {names[column]} is {values[row, column]}, expected a finite "
+            f"number ({int(rows.sum())} of {len(values)} vertices are so); {remedy}"
         )

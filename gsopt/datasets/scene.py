@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gsopt.cameras import Camera
+from gsopt.cameras import Camera, scene_up
+from gsopt.similarity import Similarity
 
 
 @dataclass(eq=False)
@@ -32,10 +33,14 @@ class View:
 
 @dataclass(eq=False)
 class PointCloud:
-    """Coloured points in world units."""
+    """Coloured points, in the units of their scene.
+
+    path: the file they were read from, None where there is none.
+    """
 
     xyz: Tensor  # [P, 3] float32
     rgb: Tensor  # [P, 3] float32 0..1
+    path: Path | None = None
 
 
 @dataclass(eq=False)
@@ -44,7 +49,9 @@ class Scene:
 
     format: "colmap", "nerf-synthetic" or "transforms".
     train, test: views sorted by name; train has at least one. Names are unique within each of the two.
-    extent: size of the capture in world units, `cameras_extent` of the train cameras.
+    extent: size of the capture, `cameras_extent` of the train cameras.
+    world: None where cameras and points are as in the files, in world units. Of a normalised scene, the move
+        that was made of both: its inverse leads back to the world, and everything that is exported takes it.
     """
 
     path: Path
@@ -53,6 +60,12 @@ class Scene:
     test: list[View]
     points: PointCloud
     extent: float
+    world: Similarity | None = None
+
+    @property
+    def up(self) -> Tensor:
+        """Unit vector [3] that points up, from the train cameras: see `gsopt.cameras.scene_up`."""
+        return scene_up([view.camera for view in self.train])
 
     @property
     def has_alpha(self) -> bool:

@@ -1,22 +1,26 @@
 """Cameras from JSON: NeRF-synthetic (transforms_train/test.json) or one file (nerfstudio, instant-ngp).
 
 Both list frames with a camera-to-world matrix in OpenGL axes (x right, y up, z backward). Intrinsics stand in
-the frame or, for all frames, at the top: fl_x, fl_y, cx, cy, w, h in pixels, or camera_angle_x in radians,
-and distortion as OpenCV's k1, k2, p1, p2, k3, ... or, with camera_model OPENCV_FISHEYE or is_fisheye, k1 to
-k4 of its fisheye model.
+the frame or, for all frames, at the top: fl_x, fl_y, cx, cy, w, h in pixels, camera_angle_x, camera_angle_y
+in radians, or x_fov, y_fov in degrees, and distortion as OpenCV's k1, k2, p1, p2, k3, ... or, with
+camera_model OPENCV_FISHEYE or is_fisheye, k1 to k4 of its fisheye model. The lists train_filenames,
+val_filenames and test_filenames (nerfstudio) say which frame is for what.
+
+What else there is does not change what is seen: aabb_scale, scale and offset (instant-ngp) place a scene in
+that program's unit cube, applied_transform and applied_scale (nerfstudio) tell of the world before.
 """
 
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from gsopt.datasets.images import Lens, Photo, image_size
-from gsopt.datasets.ply import load_points
+from gsopt.datasets.images import MAX_NAMES, Lens, Photo, image_size
+from gsopt.datasets.point_files import read_points
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
 from gsopt.text import shortened
@@ -24,6 +28,8 @@ from gsopt.text import shortened
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp")  # of a file_path without one
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 _DISTORTION = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # the order of OpenCV and of FULL_OPENCV
+_FOCAL = tuple(form.format(axis) for form in ("fl_{}", "camera_angle_{}", "{}_fov") for axis in "xy")
+_OTHER_LENSES = ("ortho", "equirectangular", "latlong", "ftheta_p0")  # of instant-ngp
 _RIGID = 1e-2  # largest deviation of a rotation's products from the identity: files are rounded
 
 
@@ -44,7 +50,7 @@ def read_nerf_synthetic(root: Path) -> tuple[list[Photo], Path]:
     photos = [
         photo
         for (path, split, content), part in zip(listed, paths, strict=True)
-        for photo in _photos(path, content, part, folder, split)
+        for photo in _photos(path, content, part, folder, [(split,)] * len(part))
     ]
     return photos, folder
 
@@ -54,21 +60,26 @@ def read_transforms(path: Path) -> tuple[list[Photo], Path]:
     content = read_json(path)
     paths = _photo_paths(path, content)
     folder = _common_folder(paths)
-    return _photos(path, content, paths, folder, None), folder
+    return _photos(path, content, paths, folder, _splits(path, content, paths)), folder
 
 
-def find_points(source: Path) -> Callable[[], PointCloud] | None:
-    """A function that gives the points of a transforms file (ply_file_path, else points3d.ply), or None."""
+def find_points(source: Path) -> Callable[[int | None], PointCloud] | None:
+    """A function that gives the points of a transforms file (ply_file_path, else points3d.ply), or None.
+
+    Its argument is the number of points they are thinned to, None for all. The points are in the world of the
+    frames. nerfstudio's applied_transform leads to that from an older world, and ns-process-data has applied
+    it to both when it wrote them (`create_ply_from_colmap` in its code), so it is not applied again.
+    """
     named = read_json(source).get("ply_file_path")
     _check_name(source, "ply_file_path", named)
-    path = source.parent / (named if isinstance(named, str) else "points3d.ply")
-    return partial(load_points, path) if named or path.is_file() else None
+    path = source.parent / (named.replace("\\", "/") if isinstance(named, str) else "points3d.ply")
+    return (lambda most: read_points(path, most=most)) if named or path.is_file() else None
 
 
 def read_json(path: Path) -> dict:
     """A transforms file: an object with a list of at least one frame; InputError if it is something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path}: not JSON ({error}); write or download it again") from None
     except OSError as error:
@@ -96,25 +107,70 @@ def _check_name(path: Path, where: str, name: object) -> None:
 
 
 def _photo_paths(path: Path, content: dict) -> list[Path]:
-    """The file of each frame; a suffix is tried out where file_path has none."""
-    paths = []
-    for frame in content["frames"]:
-        photo = Path(os.path.normpath(path.parent / frame["file_path"].replace("\\", "/")))
-        if not photo.is_file():
-            tries = [photo.with_name(photo.name + suffix) for suffix in _SUFFIXES]
-            bare = tries[0] if photo.suffix.lower() not in _SUFFIXES else photo
-            photo = next((candidate for candidate in tries if candidate.is_file()), bare)
-        paths.append(photo)
-    return paths
+    """The file of each frame."""
+    return [_photo_path(path.parent, frame["file_path"]) for frame in content["frames"]]
+
+
+def _photo_path(folder: Path, name: str) -> Path:
+    """The file of a name; a suffix is tried out where it has none."""
+    photo = Path(os.path.normpath(folder / name.replace("\\", "/")))
+    if photo.is_file():
+        return photo
+    tries = [photo.with_name(photo.name + suffix) for suffix in _SUFFIXES]
+    bare = tries[0] if photo.suffix.lower() not in _SUFFIXES else photo
+    return next((candidate for candidate in tries if candidate.is_file()), bare)
+
+
+def _splits(source: Path, content: dict, paths: list[Path]) -> list[tuple[str | None, ...]]:
+    """What each frame is for: ("train",), ("test",), both, nothing, or (None,) where the file has no lists.
+
+    Test views are those of test_filenames, without any those of val_filenames; train views those of
+    train_filenames or, where the file has no such list, of no other list. One warning has the names that no
+    frame has.
+    """
+    keys = {split: f"{split}_filenames" for split in ("train", "val", "test")}
+    lists = {split: content[key] for split, key in keys.items() if content.get(key) is not None}
+    if not lists:
+        return [(None,)] * len(paths)
+    found: dict[str, set[Path]] = {}
+    for split, names in lists.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(
+                f"{source}: {keys[split]} is {shortened(repr(names), 80)}, expected a list of names; "
+                "correct it"
+            )
+        for name in names:
+            _check_name(source, keys[split], name)
+        found[split] = {_photo_path(source.parent, name) for name in names}
+    if strange := sorted({path.name for files in found.values() for path in files - set(paths)}):
+        listed = ", ".join(strange[:MAX_NAMES]) + (", ..." if len(strange) > MAX_NAMES else "")
+        warnings.warn(
+            f"{source}: {len(strange)} names in its lists of train, val and test photos are no frames and "
+            f"are left out: {listed}",
+            stacklevel=5,  # the caller of load_scene
+        )
+    test = found.get("test") or found.get("val", set())
+    others = found.get("test", set()) | found.get("val", set())
+    train = found.get("train", set(paths) - others)
+    if not train.intersection(paths):
+        raise InputError(
+            f"{source}: none of the {len(paths)} frames is for training, expected one or more in "
+            "train_filenames; correct that list, or remove all lists and give --test-every N"
+        )
+    return [
+        tuple(split for split, files in (("train", train), ("test", test)) if path in files) for path in paths
+    ]
 
 
 def _common_folder(paths: list[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def _photos(source: Path, content: dict, paths: list[Path], folder: Path, split: str | None) -> list[Photo]:
+def _photos(
+    source: Path, content: dict, paths: list[Path], folder: Path, splits: list[tuple[str | None, ...]]
+) -> list[Photo]:
     photos, first = [], {}
-    for index, (frame, path) in enumerate(zip(content["frames"], paths, strict=True)):
+    for index, (frame, path, of_frame) in enumerate(zip(content["frames"], paths, splits, strict=True)):
         where = f"{source}: frames[{index}]"
         if path in first:
             raise InputError(
@@ -123,7 +179,8 @@ def _photos(source: Path, content: dict, paths: list[Path], folder: Path, split:
         first[path] = index
         lens = _lens(where, [frame, content], path)
         viewmat = _viewmat(where, frame["transform_matrix"])
-        photos.append(Photo(path.relative_to(folder).as_posix(), path, lens, viewmat, split))
+        name = path.relative_to(folder).as_posix()
+        photos += [Photo(name, path, lens, viewmat, split) for split in of_frame]
     return photos
 
 
@@ -133,6 +190,8 @@ def _viewmat(where: str, matrix: list) -> np.ndarray:
         c2w = np.array(matrix, np.float64)
     except (ValueError, TypeError):
         c2w = np.empty(0)
+    if c2w.shape == (3, 4):
+        c2w = np.vstack([c2w, [0.0, 0.0, 0.0, 1.0]])
     if c2w.shape != (4, 4) or not np.isfinite(c2w).all():
         raise InputError(
             f"{where}: transform_matrix is not a 4x4 matrix of finite numbers; correct or remove it"
@@ -177,26 +236,27 @@ def _lens(where: str, levels: list[dict], path: Path) -> Lens | None:
             return None
         size = image_size(path)
     width, height = (round(side) for side in size)
-    focal = next((level for level in levels if "fl_x" in level or "camera_angle_x" in level), None)
+    focal = next((level for level in levels if any(key in level for key in _FOCAL)), None)
     if focal is None:
         raise InputError(
             f"{where}: no focal length, expected fl_x (pixels) or camera_angle_x (radians); add one"
         )
-    fx, fy = _focal_lengths(number, focal, width, height)
+    found = [_focal_length(number, focal, axis, side) for axis, side in (("x", width), ("y", height))]
+    fx, fy = (value if value is not None else other for value, other in (found, found[::-1]))
     params = (fx, fy, number("cx", width / 2), number("cy", height / 2))
     model, distortion = _distortion(where, levels, number)
     return Lens(model, width, height, (*params, *distortion), where)
 
 
-def _focal_lengths(number, level: dict, width: int, height: int) -> tuple[float, float]:
-    """fx, fy in pixels from the level that states them: lengths before angles; fy = fx if only x is given."""
-    if "fl_x" in level:
-        fx = number("fl_x")
-        return fx, number("fl_y", fx) if "fl_y" in level else fx
-    fx = _focal_of_angle(number("camera_angle_x"), width)
-    if "camera_angle_y" in level:
-        return fx, _focal_of_angle(number("camera_angle_y"), height)
-    return fx, fx
+def _focal_length(number, level: dict, axis: str, pixels: int) -> float | None:
+    """In pixels, along one axis, from a level of the file: a length before an angle; None if it has none."""
+    if f"fl_{axis}" in level:
+        return number(f"fl_{axis}")
+    if f"camera_angle_{axis}" in level:
+        return _focal_of_angle(number(f"camera_angle_{axis}"), pixels)
+    if f"{axis}_fov" in level:
+        return _focal_of_angle(math.radians(number(f"{axis}_fov")), pixels)
+    return None
 
 
 def _focal_of_angle(angle: float, pixels: int) -> float:
@@ -206,6 +266,8 @@ def _focal_of_angle(angle: float, pixels: int) -> float:
 
 def _distortion(where: str, levels: list[dict], number) -> tuple[str, tuple[float, ...]]:
     """COLMAP's camera model and its parameters after fx, fy, cx, cy."""
+    if other := [key for key in _OTHER_LENSES if any(level.get(key) for level in levels)]:
+        raise InputError(f"{where}: {other[0]} is set, expected a lens; cut perspective views first")
     model = next((level["camera_model"] for level in levels if "camera_model" in level), "OPENCV")
     fisheye = model == "OPENCV_FISHEYE" or any(level.get("is_fisheye") for level in levels)
     if not fisheye and model not in _PERSPECTIVE:

@@ -1,5 +1,6 @@
 """Our own checkpoint as a file of Gaussians."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from gsopt import checkpoint
 from gsopt.errors import InputError
 from gsopt.formats.splat import SHAPES, Splat, checked, moments_of
+from gsopt.similarity import Similarity, move_gaussians
 
 NAMES = {name: name for name in SHAPES}
 
@@ -31,10 +33,20 @@ def from_content(path: Path, content: Any) -> Splat:
     found = moments_of(state.get("optimizer"), path, NAMES)
     splat.moments = {name: entries for name, entries in found.items() if _fits(entries, splat.count)}
     splat.extent = state.get("extent")
+    if state.get("world"):
+        splat = _in_world(splat, Similarity.of_json(state["world"]))
     sides = state.get("joint") if isinstance(state.get("joint"), dict) else {}
     if beside := [*(name for name in model if name not in SHAPES), *sides]:
         splat.notes.append(f"left out: {', '.join(beside)}")
     return splat
+
+
+def _in_world(splat: Splat, world: Similarity) -> Splat:
+    """Gaussians of a scene that was normalised by `world`, back where they belong."""
+    tensors = move_gaussians(splat.tensors, world.inverse())
+    notes = [*splat.notes, "trained in a normalised world: moved back, without moments"]
+    extent = splat.extent and splat.extent / world.scale
+    return replace(splat, tensors=tensors, moments={}, extent=extent, notes=notes)
 
 
 def _fits(entries: dict[str, Any], count: int) -> bool:
