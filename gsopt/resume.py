@@ -116,10 +116,10 @@ def check_world(scene: Scene, state: dict[str, Any]) -> None:
 
 def check_views(scene: Scene, run: RunFolder) -> None:
     """Raise InputError unless a scene has the run's photos; it may have moved since the run began."""
-    views = [view.camera.name for view in (*scene.train, *scene.test)]
+    train, test = ([view.camera.name for view in views] for views in (scene.train, scene.test))
     known = [camera["img_name"] for camera in read_json(run.cameras)]
-    if views != known:
-        odd = sorted(set(views) ^ set(known)) or ["their order"]
+    if known not in (test + train, train + test):  # runs of earlier versions have the train cameras first
+        odd = sorted({*train, *test} ^ set(known)) or ["their order"]
         raise InputError(
             f"--scene {scene.path}: not the {len(known)} views that {run.cameras} has: "
             f"{', '.join(odd[:5])}; resume with the scene and --images of the run"

@@ -59,10 +59,6 @@ def test_up_and_target_of_a_ring_in_any_world(seed):
 def test_up_of_cameras_whose_rolls_cancel_is_against_their_view():
     down = [camera((0, 0, 5), (0, 0, 0), up) for up in ((1.0, 0, 0), (-1.0, 0, 0), (0, 1.0, 0), (0, -1.0, 0))]
     torch.testing.assert_close(scene_up(down).double(), torch.tensor([0, 0, 1.0]).double())
-    out = [
-        camera((0, 0, 0), target, (0, 0, side)) for side in (1.0, -1.0) for target in ((1, 0, 0), (-1, 0, 0))
-    ]
-    assert scene_up(out).tolist() == [0, 0, 1]
     with pytest.raises(ValueError, match="no cameras"):
         scene_up([])
 

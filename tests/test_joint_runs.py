@@ -277,13 +277,13 @@ def test_pictures_of_a_run_show_the_background(ball, all_on, backdrop, tmp_path)
     run = str(all_on.output)
     pictures = {}
     for name, flags in {"own": (), "other": ("--background-model", str(backdrop))}.items():
-        assert main(["render", run, "--split", "train", "--output", str(tmp_path / name), *flags]) == 0
-        pictures[name] = sorted((tmp_path / name / "renders" / "train").rglob("*.png"))
+        assert main(["render", run, "--path", "train", "--output", str(tmp_path / name), *flags]) == 0
+        pictures[name] = sorted((tmp_path / name).rglob("*.png"))
         assert len(pictures[name]) == len(ball.train)
     bare = all_on.output / "point_cloud" / "iteration_5" / "point_cloud.ply"
-    flags = ["--scene", str(ball.path), "--split", "train", "--output", str(tmp_path / "bare")]
+    flags = ["--scene", str(ball.path), "--path", "train", "--output", str(tmp_path / "bare")]
     assert main(["render", str(bare), *flags]) == 0
-    alone = sorted((tmp_path / "bare" / "renders" / "train").rglob("*.png"))
+    alone = sorted((tmp_path / "bare").rglob("*.png"))
     assert alone[0].read_bytes() != pictures["own"][0].read_bytes() != pictures["other"][0].read_bytes()
 
 

@@ -108,7 +108,8 @@ def test_what_is_written_is_in_the_scenes_own_world(ball, config, tmp_path, kind
     found = GaussianModel.load_ply(ply)
     middle = SOME.translation.float()
     assert ((found.xyz - middle).norm(dim=1).median() / SOME.scale).item() == pytest.approx(1, abs=0.3)
-    for entry, view in zip(json.loads(trainer.run.cameras.read_text()), plain.train, strict=False):
+    views = (*plain.test, *plain.train)
+    for entry, view in zip(json.loads(trainer.run.cameras.read_text()), views, strict=True):
         np.testing.assert_allclose(entry["position"], view.camera.center, atol=1e-4)
         np.testing.assert_allclose(entry["rotation"], view.camera.viewmat[:3, :3].T, atol=1e-5)
 
