@@ -41,13 +41,14 @@ from gsopt.rundir import RunFolder, read_json
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
+from gsopt.supervision import SETTLED, SupervisionOptions
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(SupervisionOptions):
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
@@ -204,6 +205,7 @@ class TrainConfig:
             if value is not None and value < lowest:
                 raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
         check_start(self)
+        self.check_supervision()
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ("test_iterations", "save_iterations"):
@@ -289,6 +291,7 @@ class TrainConfig:
             test_every=self.test_every,
             seed=self.seed,
             init=None if self.init_rates is not None or self._begins_with_splat() else self.init,
+            **self.supervision,
             threads=self.threads,
             progress=not self.quiet and sys.stderr.isatty(),
         )
@@ -374,7 +377,7 @@ AT_LEAST = {
     "seed": 0,
 }
 
-FIXED = {  # what cannot change in a run, and why
+FIXED = SETTLED | {  # what cannot change in a run, and why
     "init": "it has started already",
     "start-step": "it has started already",
     "init-rates": "it has started already",

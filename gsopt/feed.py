@@ -41,13 +41,17 @@ class PhotoFeed:
         if self.device.type != "cpu":
             if (following := self.order.following) is not None:
                 self._uploader.begin(self._view(following, factor).image)
-            view = replace(view, camera=self._there(view.camera), image=image)
+            maps = {n: self._sent(getattr(view, n)) for n in ("mask", "inverse_depth")}
+            view = replace(view, camera=self._there(view.camera), image=image, **maps)
         return view, (view.rgb(background) if image.shape[-1] == 4 else image)
 
     def _view(self, number: int, factor: int) -> View:
         view = self.views.view(number, factor)
         view.image = pinned(view.image, self.device)
         return view
+
+    def _sent(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else pinned(tensor, self.device).to(self.device, non_blocking=True)
 
     def _there(self, camera: Camera) -> Camera:
         """The camera with its matrices on the device, copied when it is first needed."""

@@ -107,6 +107,32 @@ def ssim(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     return 1 - used_mean(1 - (luminance * structure)[:, 0].movedim(0, -1), mask)
 
 
+def inverse_depth(depth: Tensor, alpha: Tensor) -> Tensor:
+    """1 / z as a picture shows it: alpha over the expected z; 0, infinitely far, where there is nothing.
+
+    So a Gaussian with weight w at z gives w / z, as in the original 3DGS, which sums w / z itself: the same
+    where all that a pixel sees has one z.
+
+    Args:
+        depth: sum of w z, as `rasterization` gives it with "D", each z above 0. [...]
+        alpha: sum of w. [...]
+    """
+    seen = depth > 0
+    return torch.where(seen, alpha * (alpha / torch.where(seen, depth, 1)), 0)
+
+
+def depth_l1(inverse: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of inverse depths over the pixels that are known and used; 0 without any.
+
+    Args:
+        inverse: of a rendered picture. [H, W]
+        target: of the depth map, NaN where unknown. [H, W]
+        mask: where pixels count, None for everywhere. [H, W] bool
+    """
+    known = ~target.isnan() if mask is None else mask & ~target.isnan()
+    return used_mean((inverse - torch.where(known, target, 0)).abs(), known)
+
+
 @cache
 def _window() -> tuple[float, ...]:
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device="cpu") - SSIM_WINDOW // 2

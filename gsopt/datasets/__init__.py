@@ -3,13 +3,16 @@
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from gsopt.cameras import cameras_extent
 from gsopt.datasets.colmap import find_model, read_model
-from gsopt.datasets.images import Photo, load_views, locate
+from gsopt.datasets.depths import add_depths, find_depths
+from gsopt.datasets.images import Photo, folder_beside, load_views, locate
 from gsopt.datasets.initial_points import random_points
+from gsopt.datasets.masks import Alpha, add_masks, find_masks, without_ignored, without_masks
 from gsopt.datasets.ply import load_points, read_splat, write_splat
 from gsopt.datasets.scene import PointCloud, Scene, View
 from gsopt.datasets.transforms import find_points, read_nerf_synthetic, read_transforms
@@ -26,6 +29,9 @@ def load_scene(
     test_every: int = 8,
     seed: int = 0,
     init: str | os.PathLike | None = None,
+    masks: str | Literal[False] | None = None,
+    alpha: Alpha = "background",
+    depths: bool = False,
     threads: int | None = None,
     progress: bool = False,
 ) -> Scene:
@@ -46,6 +52,10 @@ def load_scene(
             NeRF-synthetic scenes say it themselves: `transforms_test.json`, else `transforms_val.json`.
         seed: of random points.
         init: PLY file whose points replace those of the scene: a point cloud, or the centres of a splat.
+        masks: name of the masks' folder, beside that of the photos; by default `masks`, if it is there, and
+            those that the scene names. False for none. See `gsopt.datasets.masks`.
+        alpha: "mask" takes transparent photos as colours with a mask, used where alpha is above 0.
+        depths: read depth maps for the train views; see `gsopt.datasets.depths`.
         threads: for decoding; None for one per core.
         progress: show a bar on stderr.
 
@@ -59,9 +69,25 @@ def load_scene(
     if images is not None and listing.format == "nerf-synthetic":
         raise InputError(f"--images {images}: {listing.source} names each photo itself; leave --images away")
     photos = locate(listing.photos, listing.folder, listing.source, resolution, images)
+    beside = folder_beside(listing.folder, listing.source)
+    photos = without_masks(photos) if masks is False else find_masks(photos, beside, masks)
+    photos = [replace(photo, alpha=alpha) for photo in photos]
     train, test = _split(listing.source, photos, test_every)
-    views = load_views([*train, *test], resolution=resolution, threads=threads, progress=progress)
-    train, test = views[: len(train)], views[len(train) :]
+    if depths:
+        train = find_depths(train, beside, listing.source)
+    photos = [*train, *test]
+    views = load_views(photos, resolution=resolution, threads=threads, progress=progress)
+    add_masks(photos, views, resolution, threads)
+    if depths:
+        add_depths(train, views[: len(train)], resolution, threads)
+    train, test = (
+        without_ignored(part, listing.source) for part in (views[: len(train)], views[len(train) :])
+    )
+    if not train:
+        raise InputError(
+            f"{listing.source}: masks ignore every pixel of all training photos, expected some above 0: those "
+            "are used; turn the masks around, or give --no-masks"
+        )
     if init is not None:
         points = load_points(init)
     elif listing.points is not None:
