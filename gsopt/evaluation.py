@@ -69,9 +69,10 @@ def evaluate_scene(
     """PSNR, SSIM and L1 of the test views, and of as many training views (all where there are no test views).
 
     `render` makes the images, as `gsopt.joint.Joint.render` does; `options` go to it. Images are clipped to
-    0..1 first; pixels that a view's mask ignores do not count. `on_view` is called with (split, index, view, image, photo) after each, or after the first
-    `shown` of each split. Views have their camera's name; a split without views has means None. With `ranks`,
-    each process renders a part of the views, and all get all results.
+    0..1 first; pixels that a view's mask ignores do not count. `on_view` is called with (split, index, view,
+    image, photo) after each, or after the first `shown` of each split. Views have their camera's name; a
+    split without views has means None. With `ranks`, each process renders a part of the views, and all get
+    all results.
     """
     trained = list(enumerate(scene.train))
     splits: dict[str, list[tuple[int | None, View]]] = {

@@ -80,14 +80,8 @@ def load_scene(
     add_masks(photos, views, resolution, threads)
     if depths:
         add_depths(train, views[: len(train)], resolution, threads)
-    train, test = (
-        without_ignored(part, listing.source) for part in (views[: len(train)], views[len(train) :])
-    )
-    if not train:
-        raise InputError(
-            f"{listing.source}: masks ignore every pixel of all training photos, expected some above 0: those "
-            "are used; turn the masks around, or give --no-masks"
-        )
+    test = without_ignored(views[len(train) :], listing.source)
+    train = without_ignored(views[: len(train)], listing.source, required=True)
     if init is not None:
         points = load_points(init)
     elif listing.points is not None:

@@ -86,14 +86,23 @@ def load_mask(way: Way, view: View) -> Tensor | None:
     return None if mask is None or mask.all() else mask
 
 
-def without_ignored(views: Sequence[View], source: Path) -> list[View]:
-    """The views of which any pixel is used. A warning names the others."""
+def without_ignored(views: Sequence[View], source: Path, required: bool = False) -> list[View]:
+    """The views of which any pixel is used. A warning names the others.
+
+    Raises InputError where none is left and one is `required`.
+    """
     ignored = [view for view in views if view.mask is not None and not view.mask.any()]
     if not ignored:
         return list(views)
+    names = listed([view.camera.name for view in ignored])
+    if required and len(ignored) == len(views):
+        raise InputError(
+            f"{source}: masks ignore every pixel of all training photos ({names}), expected some above 0: "
+            "those are used; turn the masks around, or give --no-masks"
+        )
     warnings.warn(
         f"{source}: {len(ignored)} of {len(views)} photos are left out, as their masks ignore every pixel: "
-        f"{listed([view.camera.name for view in ignored])}",
+        f"{names}",
         stacklevel=3,  # the caller of load_scene
     )
     left_out = set(map(id, ignored))
