@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
+from gsopt.datasets.masks import Alpha
 from gsopt.device import DeviceName, cpu_count, pick_device
 from gsopt.errors import InputError
 from gsopt.joint import Joint
@@ -31,6 +32,12 @@ class SourceOptions:
     """Longest side of the images in pixels."""
     images: str | None = None
     """Name of the images folder inside the scene."""
+    masks: str | None = None
+    """Folder of masks beside that of the photos; pixels that are 0 do not count."""
+    no_masks: bool | None = None
+    """Use all pixels of all photos."""
+    alpha: Alpha | None = None
+    """Photos with transparency: over the background, or a mask: pixels of alpha 0 do not count."""
     test_every: int | None = None
     """Every Nth photo by name is for testing, where the scene itself does not say which."""
     background: Literal["auto", "white", "black"] | None = None
@@ -89,7 +96,7 @@ def load_source(path: Path, options: SourceOptions) -> Source:
     config = config.resolved(device.type)
     config.check()
     model = GaussianModel.load_ply(ply, device=device)
-    scene = config.load_scene()
+    scene = replace(config, depth_loss=0.0).load_scene()  # nobody looks at depth maps
     use_kernel_threads(config.threads or cpu_count(), device, config.backend)
     background = config.plain_background(scene).to(device)
     joint = Joint.of_saved(config, scene, model, ply, options.background_model)
@@ -102,5 +109,8 @@ def _differ(config: TrainConfig, trained: TrainConfig, name: str) -> bool:
 
 
 # what metrics are of
-SEEN = ("scene", "resolution", "images", "test_every", "background", "antialiased", "background_model")
+SEEN = (
+    *("scene", "resolution", "images", "masks", "no_masks", "alpha", "test_every"),
+    *("background", "antialiased", "background_model"),
+)
 SHARED = {f.name for f in fields(TrainConfig)} - {"output"}  # options that mean the same in training
