@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from gsopt.groups import GroupSpec
 
 
-@torch.no_grad()
 def average_gradients(optimizer: Optimizer, views: int) -> None:
     """Divide the gradients that have added up over `views` views, 1 or more, by their number, in place.
 
@@ -24,10 +23,11 @@ def average_gradients(optimizer: Optimizer, views: int) -> None:
     """
     if views == 1:
         return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.div_(views)
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(views)
 
 
 def mean_terms(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from gsopt import native
 from gsopt.cameras import Camera
-from gsopt.losses import weighted
 from gsopt.model import GaussianModel
-from gsopt.native import Frame, check, is_plain, library, pointer, workspace
+from gsopt.native import Frame, SplatRows, check, is_plain, library, pointer, workspace
 from gsopt.render.call import RenderCall
 from gsopt.render.cpu import MAX_DEGREE, conics
-from gsopt.render.info import RenderInfo, render_info
+from gsopt.render.info import RenderInfo, sizes
 from gsopt.render.kernel import camera_struct
 
 _INPUTS = ("means", "quats", "scales", "opacities", "dc", "rest")  # what the kernel calls `_parameters`
@@ -34,8 +33,9 @@ _SPLATS = {
     **{"means2d": (2,), "cov2d": (3,), "depths": (), "splat_opacities": (), "colors": (3,)},
     **{"v_means2d": (2,), "v_absolute": (2,), "v_cov2d": (3,), "v_colors": (3,), "v_splat_opacities": ()},
 }
+_ROWS = ("radii", "v_means2d", "v_absolute")  # those of SplatRows
 _OWN = ("colors", "v_image", "v_cov2d", "v_colors", "v_splat_opacities")  # that nobody gets to see
-_UNUSED = 2  # references to an array that no tensor uses: the plan's and the loop's
+_UNUSED = 2  # references to an array that no tensor uses: of the list or dict that it is in, and of the loop
 
 
 class Direct(NamedTuple):
@@ -99,16 +99,14 @@ class DirectView:
         plan = self._plan_for(camera, background, sh_degree, grad2d)
         if plan is None:
             return None
-        image = workspace.empty("images", photo.shape)
-        view = plan.view
+        view, results = plan.view, plan.results()
         view.target8, view.target = (pointer(photo), None) if of_bytes else (None, pointer(photo))
-        view.background, view.image, view.weight = pointer(background), pointer(image), ssim_weight
-        view.mask = pointer(mask)
+        view.background, view.mask, view.weight = pointer(background), pointer(mask), ssim_weight
+        view.image, view.loss = results.addresses
         frame = Frame()
         check(library().gsopt_view_gradients(frame.handle, self._struct(camera, plan), view))
         alone = plan.give_gradients()
-        values = (weighted(*view.sums, ssim_weight), *view.sums)
-        loss, l1, index = (torch.from_numpy(np.array(value, np.float32)) for value in values)
+        image, loss, l1, index = map(torch.from_numpy, results.arrays)
         return Direct(loss, {"l1": l1, "ssim": index}, image, plan.info(), bool(view.finite) and alone)
 
     @property
@@ -203,6 +201,13 @@ class _Plan:
             **{name: array.ctypes.data for name, array in self._lent.items()},
         )
         self._own = [self._lent.pop(name) for name in _OWN if name in self._lent]
+        self._results = [_Results(shapes["v_image"]) for _ in range(2)]  # one is the last step's
+        self._rows = SplatRows(
+            call.num_gaussians,
+            *(self._lent[name].ctypes.data if name in self._lent else None for name in _ROWS),
+            to_ndc=(call.width / 2, call.height / 2),
+        )
+        self._constants = sizes(call) | dict.fromkeys(("batch_ids", "camera_ids", "gaussian_ids"))
         self._trained = [(parameter, self._lent[name]) for name, parameter in trained.items()]
 
     def _splats(self, grad2d: bool) -> dict[str, tuple[int, ...]]:
@@ -223,6 +228,13 @@ class _Plan:
     def kept(self) -> dict[int, int]:
         """Its memory: bytes by address."""
         return {array.ctypes.data: array.nbytes for array in (*self._own, *self._lent.values())}
+
+    def results(self) -> "_Results":
+        """Memory for a picture and its loss: its own where that is not in use."""
+        for results in self._results:
+            if results.are_free():
+                return results
+        return _Results(self._results[0].arrays[0].shape)
 
     def is_free(self) -> bool:
         """Whether no result is in use."""
@@ -245,18 +257,33 @@ class _Plan:
 
     def info(self) -> RenderInfo:
         """What the interface promises, with the gradients where autograd would have put them."""
-        means2d, lent = torch.from_numpy(self._lent["means2d"]), self._lent
-        for attribute, name in (("grad", "v_means2d"), ("absgrad", "v_absolute")):
-            if name in lent:
-                setattr(means2d, attribute, torch.from_numpy(lent[name]))
-        return render_info(
-            self._call,
-            radii=torch.from_numpy(lent["radii"]),
-            means2d=means2d,
-            depths=partial(torch.from_numpy, lent["depths"]),
-            conics=partial(_conics, lent["cov2d"]),
-            opacities=partial(torch.from_numpy, lent["splat_opacities"]),
-        )
+        lent = self._lent
+        means2d = torch.from_numpy(lent["means2d"])
+        if "v_means2d" in lent:
+            means2d.grad = torch.from_numpy(lent["v_means2d"])
+        if "v_absolute" in lent:
+            means2d.absgrad = torch.from_numpy(lent["v_absolute"])
+        later = {
+            "depths": partial(torch.from_numpy, lent["depths"]),
+            "conics": partial(_conics, lent["cov2d"]),
+            "opacities": partial(torch.from_numpy, lent["splat_opacities"]),
+        }
+        values = {"radii": torch.from_numpy(lent["radii"]), "means2d": means2d}
+        info = RenderInfo(self._constants | values, later)
+        info.splat_rows = self._rows
+        return info
+
+
+class _Results:
+    """Memory for the image [H, W, 3] of a view, its loss, and the two terms of that, lent like a plan's."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        image, values = workspace.array("images", shape), np.empty(3, np.float32)
+        self.arrays = [image, *(values[i : i + 1].reshape(()) for i in range(3))]
+        self.addresses = image.ctypes.data, values.ctypes.data
+
+    def are_free(self) -> bool:
+        return sum(map(sys.getrefcount, self.arrays)) == _UNUSED * len(self.arrays)
 
 
 def _conics(covars2d: np.ndarray) -> Tensor:

@@ -27,6 +27,7 @@ class PhotoFeed:
 
     def __init__(self, views: ViewPyramid, order: ViewOrder, device: torch.device) -> None:
         self.views, self.order, self.device = views, order, device
+        self._here = device.type == "cpu"
         self._uploader = Uploader(device)
         self._cameras: WeakKeyDictionary[Camera, Camera] = WeakKeyDictionary()
 
@@ -36,16 +37,19 @@ class PhotoFeed:
         The photo [H, W, 3] is uint8 as it was read, or float32 in 0..1 where it has alpha: composited on
         `background` [3].
         """
-        view = self._view(number, factor)
-        image = self._uploader.take(view.image)
-        if self.device.type != "cpu":
-            if (following := self.order.following) is not None:
-                self._uploader.begin(self._view(following, factor).image)
-            maps = {n: self._sent(getattr(view, n)) for n in ("mask", "inverse_depth")}
-            view = replace(view, camera=self._there(view.camera), image=image, **maps)
-        return view, (view.rgb(background) if image.shape[-1] == 4 else image)
+        view = self.views.view(number, factor) if self._here else self._uploaded(number, factor)
+        return view, (view.rgb(background) if view.image.shape[-1] == 4 else view.image)
 
-    def _view(self, number: int, factor: int) -> View:
+    def _uploaded(self, number: int, factor: int) -> View:
+        """A view on the device, whose copy has begun with the view before; that of the next one begins."""
+        view = self._pinned(number, factor)
+        image = self._uploader.take(view.image)
+        if (following := self.order.following) is not None:
+            self._uploader.begin(self._pinned(following, factor).image)
+        maps = {name: self._sent(getattr(view, name)) for name in ("mask", "inverse_depth")}
+        return replace(view, camera=self._there(view.camera), image=image, **maps)
+
+    def _pinned(self, number: int, factor: int) -> View:
         view = self.views.view(number, factor)
         view.image = pinned(view.image, self.device)
         return view

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -234,7 +233,7 @@ class GroupScheduler(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """Learning rates of all groups at the present step, in the order of the groups."""
         return [
-            spec.lr * spec.schedule(self.last_epoch) if spec is not None else group["lr"]
+            spec.lr * spec.schedule(self.last_epoch) if spec is not None else _copied(group["lr"])
             for group in self.optimizer.param_groups
             for spec in (self._specs.get(group.get("name")),)
         ]
@@ -244,22 +243,27 @@ class GroupScheduler(LRScheduler):
         if epoch is not None or self._step_count < 2:
             super().step(epoch)
         else:
-            self.load_state_dict({"step": self.last_epoch + 1})
+            self._go_to(self.last_epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.last_epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Go to a saved step and set the learning rates of that step."""
-        self.last_epoch = state_dict["step"]
-        self._step_count = self.last_epoch + 1
-        rates = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+        self._go_to(state_dict["step"])
+
+    def _go_to(self, step: int) -> None:
+        self.last_epoch, self._step_count = step, step + 1
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)  # a captured graph reads this very tensor
             else:
                 group["lr"] = lr
-        self._last_lr = [torch.clone(lr) if isinstance(lr, Tensor) else lr for lr in rates]
+
+
+def _copied(lr: float | Tensor) -> float | Tensor:
+    return lr.clone() if isinstance(lr, Tensor) else lr
 
 
 def build_scheduler(optimizer: Optimizer, specs: Mapping[str, GroupSpec]) -> GroupScheduler:

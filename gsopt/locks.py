@@ -70,7 +70,7 @@ def hold_locked(model: GaussianModel, optimizer: Optimizer) -> AbstractContextMa
     rows are locked, the optimizer gets to see the others only. So compute gradients before; or, if a closure
     does it, let there be none at the start.
     """
-    return contextlib.nullcontext() if model.locks is None else _hold(model, optimizer)
+    return _hold(model, optimizer) if model.has_locks else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -135,15 +135,15 @@ def _show_only(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> C
     return put_back
 
 
-@torch.no_grad()
 def clear_locked_gradients(model: GaussianModel) -> None:
     """Set the gradients of locked rows to zero: no norm of a gradient counts them then."""
-    if model.locks is None:
+    if not model.has_locks:
         return
-    for name, places in locked_rows(model).items():
-        gradient = model.get_parameter(name).grad
-        if gradient is not None:
-            gradient.index_fill_(0, places, 0)
+    with torch.no_grad():
+        for name, places in locked_rows(model).items():
+            gradient = model.get_parameter(name).grad
+            if gradient is not None:
+                gradient.index_fill_(0, places, 0)
 
 
 def locked_rows(model: GaussianModel) -> dict[str, Tensor]:

@@ -181,11 +181,6 @@ def _check_mask(mask: Tensor, image: Tensor) -> None:
         raise ValueError(f"mask: expected {expected}, found {mask.dtype} {list(mask.shape)} on {mask.device}")
 
 
-def weighted(l1: float, index: float, ssim_weight: float) -> float:
-    """The loss of its two terms. Of single numbers: torch takes longer for each sum and product."""
-    return (1 - ssim_weight) * l1 + ssim_weight * (1 - index)
-
-
 class _Photometric(torch.autograd.Function):
     """The native kernel: the gradient comes with the value, if anybody is going to ask for it."""
 
@@ -200,7 +195,7 @@ class _Photometric(torch.autograd.Function):
         target = target if bytes_given else target.float()
         gradient = workspace.empty("v_image", image.shape) if ctx.needs_input_grad[0] else None
         frame = Frame()  # lends its buffers until the call is over
-        sums = torch.empty(2, dtype=torch.float64, device="cpu")
+        values = torch.empty(3, dtype=torch.float32, device="cpu")
         check(
             library().gsopt_photometric(
                 frame.handle,
@@ -211,13 +206,12 @@ class _Photometric(torch.autograd.Function):
                 None if bytes_given else pointer(target),
                 pointer(mask),
                 ssim_weight,
-                pointer(sums),
+                pointer(values),
                 pointer(gradient),
             )
         )
         ctx.gradient = gradient
-        l1, index = sums.tolist()
-        results = tuple(image.new_tensor(x) for x in (weighted(l1, index, ssim_weight), l1, index))
+        results = tuple(image.new_tensor(value) for value in values.tolist())
         ctx.mark_non_differentiable(*results[1:])
         return results
 

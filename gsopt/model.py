@@ -166,7 +166,12 @@ class GaussianModel(nn.Module):
     @property
     def max_sh_degree(self) -> int:
         """Highest band of the harmonics that the model stores, 0 to 3."""
-        return sh_degree_of(self.feature_rest.shape[1] + 1)
+        return sh_degree_of(self._parameters["feature_rest"].shape[1] + 1)  # several times a step
+
+    @property
+    def has_locks(self) -> bool:
+        """Whether there are `locks`."""
+        return self._buffers["locks"] is not None  # a buffer as attribute is found by a function in Python
 
     @property
     def locked(self) -> Tensor | None:

@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -82,17 +83,18 @@ class Monitor:
             values[f"frozen/{group['name']}"] = float(group.get("frozen", False))
         self.scalars(values, step)
 
-    @contextlib.contextmanager
-    def norms(self, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
+    def norms(self, optimizer: torch.optim.Optimizer, step: int) -> AbstractContextManager[None]:
         """Around `optimizer.step()`: norms of each group's gradient, update and moments.
 
         `update_norm` is relative: norm of the change over norm of the parameter before; 0 where that is 0.
         `moment_norm` is that of the first moment (Adam's `exp_avg`, SGD's `momentum_buffer`), 0 where the
         optimizer has none.
         """
-        if self.writer is None or step % NORMS_EVERY:
-            yield
-            return
+        due = self.writer is not None and step % NORMS_EVERY == 0
+        return self._norms(optimizer, step) if due else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _norms(self, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
         groups = {group["name"]: group["params"] for group in optimizer.param_groups}
         values = {f"grad_norm/{name}": _norm(p.grad for p in params) for name, params in groups.items()}
         sizes = {name: _norm(params) for name, params in groups.items()}

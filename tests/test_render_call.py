@@ -252,7 +252,7 @@ def test_info_packed():
 def lazy_info() -> RenderInfo:
     """An info dictionary whose intersections nobody has looked at."""
     eager = {k: v for k, v in dict(info_of(packed=False)).items() if k not in RenderInfo.INTERSECTIONS}
-    return RenderInfo(eager)
+    return RenderInfo(eager, {})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from gsopt.native import AdamTensor, check, is_plain, library, pointer
 class _NativeStep:
     """`step` for a subclass of torch's Adam or AdamW."""
 
-    @torch.no_grad()
+    records_nothing = True  # for autograd: nothing of torch touches a parameter
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; `closure` computes the loss, as in torch."""
         loss = None
@@ -30,36 +31,39 @@ class _NativeStep:
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if not all(_fits(group, parameter) for group, parameter in moving):
+        plain = all(is_plain(parameter) and is_plain(parameter.grad) for _, parameter in moving)
+        settings = [_settings(group) for group, _ in moving]
+        if not plain or None in settings:
             super().step()
         elif moving:
-            check(library().gsopt_adam(len(moving), self._arguments(moving)))
+            check(library().gsopt_adam(len(moving), self._arguments(moving, settings)))
         return loss
 
-    def _arguments(self, moving: Sequence[tuple[dict[str, Any], Tensor]]) -> ctypes.Array:
+    def _arguments(
+        self, moving: Sequence[tuple[dict[str, Any], Tensor]], settings: Sequence[tuple]
+    ) -> ctypes.Array:
         """What the kernel is to do; the last step's, brought up to date, where no tensor has moved."""
         states = [self._state_of(parameter) for _, parameter in moving]
         places = [
             (parameter.data_ptr(), parameter.numel(), *(tensor.data_ptr() for tensor in state))
             for (_, parameter), state in zip(moving, states, strict=True)
         ]
-        known, arguments = self.__dict__.get("_known", (None, None))
-        if known != places:
+        *known, arguments = self.__dict__.get("_known", (None,))
+        if known != [places, settings]:
             arguments = (AdamTensor * len(moving))(
                 *(
                     AdamTensor(pointer(parameter), None, *map(pointer, state), n=parameter.numel())
                     for (_, parameter), state in zip(moving, states, strict=True)
                 )
             )
-            self._known = places, arguments
-        decoupled = isinstance(self, torch.optim.AdamW)
+            for argument, values in zip(arguments, settings, strict=True):
+                argument.beta1, argument.beta2 = values[0]
+                argument.eps, argument.weight_decay, argument.maximize, decoupled = values[1:]
+                argument.decoupled = decoupled or isinstance(self, torch.optim.AdamW)
+            self._known = places, settings, arguments
         for argument, (group, parameter) in zip(arguments, moving, strict=True):
             argument.gradient = parameter.grad.data_ptr()
             argument.lr = group["lr"]  # a number, or a tensor of one
-            argument.beta1, argument.beta2 = group["betas"]
-            argument.eps, argument.weight_decay = group["eps"], group["weight_decay"]
-            argument.decoupled = decoupled or group.get("decoupled_weight_decay", False)
-            argument.maximize = group["maximize"]
         return arguments
 
     def _state_of(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,10 +78,12 @@ class _NativeStep:
         return state["exp_avg"], state["exp_avg_sq"], state["step"]
 
 
-def _fits(group: dict[str, Any], parameter: Tensor) -> bool:
-    """Whether the kernel does what a group asks for; torch does what it lacks."""
-    odd = group["amsgrad"] or group["capturable"] or group["differentiable"]
-    return not odd and is_plain(parameter) and is_plain(parameter.grad)
+def _settings(group: dict[str, Any]) -> tuple | None:
+    """Betas, eps, weight decay and the like of a group; None where torch has to do what the kernel lacks."""
+    if group["amsgrad"] or group["capturable"] or group["differentiable"]:
+        return None
+    decoupled = group.get("decoupled_weight_decay", False)
+    return group["betas"], group["eps"], group["weight_decay"], group["maximize"], decoupled
 
 
 class Adam(_NativeStep, torch.optim.Adam):

@@ -127,8 +127,10 @@ def light(cls: type[Optimizer]) -> type[Optimizer]:
     The first call of such a wrapper loads the compiler, 800 modules that nothing here uses: that was two
     fifths of the time from the start of a run to its first step, and 80 MB.
     """
-    step = _quiet(torch.no_grad()(inspect.unwrap(cls.step)))
-    return type(cls.__name__, (_Light, cls), {"step": step, "__module__": cls.__module__})
+    step = inspect.unwrap(cls.step)
+    if not getattr(cls, "records_nothing", False):
+        step = torch.no_grad()(step)
+    return type(cls.__name__, (_Light, cls), {"step": _quiet(step), "__module__": cls.__module__})
 
 
 @cache

@@ -1,13 +1,16 @@
 """The dictionary of intermediate results of a rasterization, with gsplat's keys, shapes and dtypes."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gsopt.native import SplatRows
 from gsopt.render.call import RenderCall
+
+_TILES = ("tile_width", "tile_height")  # in a row and in a column
 
 
 class RenderInfo(dict):
@@ -15,17 +18,23 @@ class RenderInfo(dict):
 
     Only `info["tiles_per_gauss"]` and its three siblings, or anything that lists or copies the whole
     dictionary, causes that computation: a backend that bins into tiles in its own way pays nothing for them.
+
+    Args:
+        values: what is there already.
+        later: what the backend puts off until somebody looks, as functions.
     """
 
     INTERSECTIONS = ("tiles_per_gauss", "isect_ids", "flatten_ids", "isect_offsets")
+    splat_rows: SplatRows | None = None  # of `radii` and the gradients of `means2d`, where they are known
 
-    def __getitem__(self, key: str) -> Any:
-        value = super().__getitem__(key)
-        if callable(value):  # put off by the backend until somebody looks
-            value = self[key] = value()
-        return value
+    def __init__(self, values: Mapping[str, Any], later: Mapping[str, Callable[[], Any]]) -> None:
+        super().__init__(values)
+        self._later = dict(later)
 
     def __missing__(self, key: str) -> Any:
+        if key in self._later:
+            self[key] = self._later.pop(key)()
+            return self[key]
         if key not in self.INTERSECTIONS:
             raise KeyError(key)
         camera_ids = self["camera_ids"]
@@ -43,12 +52,12 @@ class RenderInfo(dict):
         return self[key]
 
     def _complete(self) -> "RenderInfo":
-        for key in (*self.INTERSECTIONS, "conics", "depths", "opacities"):
+        for key in (*self.INTERSECTIONS, *self._later):
             self[key]
         return self
 
     def __contains__(self, key: object) -> bool:
-        return key in self.INTERSECTIONS or super().__contains__(key)
+        return key in self.INTERSECTIONS or key in self._later or super().__contains__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self[key] if key in self else default  # noqa: SIM401 (it is the definition of get)
@@ -95,23 +104,18 @@ def render_info(
     `means2d` is stored as given: it should have been through :func:`tracked`, and be the very tensor that the
     picture was composited from.
     """
-    return RenderInfo(
-        batch_ids=None if camera_ids is None else torch.zeros_like(camera_ids),
-        camera_ids=camera_ids,
-        gaussian_ids=gaussian_ids,
-        radii=radii,
-        means2d=means2d,
-        depths=depths,
-        conics=conics,
-        opacities=opacities,
-        tile_width=call.tile_width,
-        tile_height=call.tile_height,
-        width=call.width,
-        height=call.height,
-        tile_size=call.tile_size,
-        n_batches=1,
-        n_cameras=call.num_cameras,
-    )
+    rows = {"depths": depths, "conics": conics, "opacities": opacities}
+    later = {key: value for key, value in rows.items() if callable(value)}
+    ids = {"batch_ids": None if camera_ids is None else torch.zeros_like(camera_ids)}
+    ids |= {"camera_ids": camera_ids, "gaussian_ids": gaussian_ids}
+    there = {key: value for key, value in rows.items() if key not in later}
+    return RenderInfo(sizes(call) | ids | {"radii": radii, "means2d": means2d} | there, later)
+
+
+def sizes(call: RenderCall) -> dict[str, int]:
+    """The numbers in an info that depend on the call alone."""
+    numbers = {name: getattr(call, name) for name in ("width", "height", "tile_size", *_TILES)}
+    return numbers | {"n_batches": 1, "n_cameras": call.num_cameras}
 
 
 def tracked(means2d: Tensor) -> Tensor:

@@ -18,16 +18,11 @@ def first_rows(info: Mapping[str, Any], count: int) -> RenderInfo:
     `retain_grad`, hooks, `grad` and `absgrad` of `info["means2d"]` work as they do on the whole: it is that
     which is asked for its gradient. Lists of tiles are those of the first rows alone.
     """
-    rows: dict[str, Any] = {name: info[name][:, :count] for name in _PER_ROW}
-    return RenderInfo(
-        **{name: info[name] for name in _SHARED},
-        **rows,
-        batch_ids=None,
-        camera_ids=None,
-        gaussian_ids=None,
-        means2d=FirstRows.of(info["means2d"], count),
-        conics=lambda: info["conics"][:, :count],
-    )
+    values: dict[str, Any] = {name: info[name] for name in _SHARED}
+    values |= {name: info[name][:, :count] for name in _PER_ROW}
+    values |= dict.fromkeys(("batch_ids", "camera_ids", "gaussian_ids"))
+    values["means2d"] = FirstRows.of(info["means2d"], count)
+    return RenderInfo(values, {"conics": lambda: info["conics"][:, :count]})
 
 
 class FirstRows(Tensor):

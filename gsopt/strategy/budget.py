@@ -114,7 +114,6 @@ class BudgetStrategy(Strategy):
         if self.needs_grad2d(step):
             self._statistics.add(info, self.absgrad)
 
-    @torch.no_grad()
     def refine(
         self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
@@ -144,6 +143,7 @@ class BudgetStrategy(Strategy):
         """The step of the last refinement."""
         return (self.refine_stop_iter - 1) // self.refine_every * self.refine_every
 
+    @torch.no_grad()
     def _prune_and_grow(
         self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:

@@ -106,7 +106,6 @@ class DefaultStrategy(Strategy):
             return
         self._statistics.add(info, self.absgrad, screen_size=bool(self.refine_scale2d_stop_iter))
 
-    @torch.no_grad()
     def refine(
         self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
@@ -124,11 +123,16 @@ class DefaultStrategy(Strategy):
             done = self._grow_and_prune(model, optimizer, step, generator)
             self._statistics.clear()
         if step % self.reset_every == 0 and model.opacity.requires_grad:
-            limit, rows = _logit(2 * self.prune_opa), movable(model)
-            opacity = model.opacity if rows is None else model.opacity[rows]
-            surgery.overwrite(model, optimizer, {"opacity": opacity.clamp(max=limit)}, rows)
+            self._reset(model, optimizer)
             done = replace(done, reset=True)
         return done
+
+    @torch.no_grad()
+    def _reset(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+        """Lower opacities to twice that at which a Gaussian is pruned."""
+        limit, rows = _logit(2 * self.prune_opa), movable(model)
+        opacity = model.opacity if rows is None else model.opacity[rows]
+        surgery.overwrite(model, optimizer, {"opacity": opacity.clamp(max=limit)}, rows)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._statistics.rows)
@@ -136,6 +140,7 @@ class DefaultStrategy(Strategy):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._statistics.load(state)
 
+    @torch.no_grad()
     def _grow_and_prune(
         self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:

@@ -79,8 +79,10 @@ def fit_in(clone: Tensor, split: Tensor, score: Tensor, room: int) -> tuple[Tens
 
 def check_resolved(strategy: Any) -> None:
     """Raise ValueError where a dataclass has settings that await the length of the run."""
-    awaiting = [name for name in _scaled_fields(type(strategy)) if getattr(strategy, name) is None]
-    if awaiting:
+    names = _scaled_fields(type(strategy))
+    if None not in map(vars(strategy).get, names):  # asked several times a step
+        return
+    if awaiting := [name for name in names if getattr(strategy, name) is None]:
         raise ValueError(
             f"{type(strategy).__name__}: {', '.join(awaiting)}: depends on the length of the run; "
             "call resolve(iterations)"

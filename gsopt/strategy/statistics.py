@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsopt.native import check, is_plain, library, pointer
+from gsopt.native import SplatRows, check, is_plain, library, pointer
 
 
 class ViewStatistics:
@@ -27,8 +27,8 @@ class ViewStatistics:
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self.rows: dict[str, Tensor] = {}
+        self._places: tuple = (None,)  # the rows, their number, and where the kernel finds grad2d and count
 
-    @torch.no_grad()
     def add(self, info: Mapping[str, Any], absgrad: bool = False, screen_size: bool = False) -> None:
         """Add the views of `info` after their backward pass.
 
@@ -40,6 +40,9 @@ class ViewStatistics:
         Raises:
             ValueError: `info["means2d"]` has no gradient, or other rows than the sums.
         """
+        known = getattr(info, "splat_rows", None)
+        if known is not None and not screen_size and self._add_known(known, absgrad):
+            return
         means2d = info["means2d"]
         gradients = means2d.absgrad if absgrad else means2d.grad  # [C, N, 2]
         if gradients is None:
@@ -52,10 +55,26 @@ class ViewStatistics:
         rows = self.of(gradients.shape[-2], gradients.device)
         add_gradients(rows["grad2d"], rows["count"], radii, gradients, to_ndc)
         if screen_size:
-            visible = (radii > 0).all(dim=-1)  # [C, N]
-            largest = torch.where(visible, radii.amax(dim=-1), 0).amax(dim=0)  # pixels [N]
-            longest_side = max(info["width"], info["height"])
-            torch.maximum(rows["radii"], largest / longest_side, out=rows["radii"])
+            self._add_radii(rows["radii"], radii, max(info["width"], info["height"]))
+
+    def _add_known(self, splats: SplatRows, absgrad: bool) -> bool:
+        """:meth:`add` of rows that the kernel can find; False, with nothing done, where it cannot."""
+        gradient = splats.absolute if absgrad else splats.gradient
+        if self._places[0] is not self.rows:
+            sums = [self.rows[name] for name in ("grad2d", "count") if name in self.rows]
+            plain = len(sums) == 2 and all(map(is_plain, sums))
+            self._places = self.rows, len(sums[0]) if plain else 0, *map(pointer, sums)
+        _, count, *places = self._places
+        if gradient is None or count != splats.count:
+            return False
+        check(library().gsopt_statistics(count, splats.radii, gradient, *splats.to_ndc, *places))
+        return True
+
+    def _add_radii(self, rows: Tensor, radii: Tensor, longest_side: int) -> None:
+        """`rows` [N] up to the radii [C, N, 2], pixels, in which a Gaussian is visible."""
+        visible = (radii > 0).all(dim=-1)  # [C, N]
+        largest = torch.where(visible, radii.amax(dim=-1), 0).amax(dim=0)  # pixels [N]
+        torch.maximum(rows, largest / longest_side, out=rows)
 
     def of(self, count: int, device: torch.device) -> dict[str, Tensor]:
         """The sums of `count` Gaussians, made or moved to `device` if need be. Each [count]
@@ -63,15 +82,17 @@ class ViewStatistics:
         Raises:
             ValueError: they are of another number of Gaussians.
         """
-        rows = self.rows or {name: torch.zeros(count, device=device) for name in self.NAMES}
-        found = len(rows["count"])
+        if not self.rows:
+            self.rows = {name: torch.zeros(count, device=device) for name in self.NAMES}
+        counts = self.rows["count"]
+        found = len(counts)
         if found != count:
             raise ValueError(
                 f"{self.owner}: expected statistics of {count} Gaussians, found {found}; "
                 "rows were changed between two refinements by something else"
             )
-        if not self.rows or rows["count"].device != device:
-            self.rows = {name: value.to(device) for name, value in rows.items()}
+        if counts.device != device:
+            self.rows = {name: value.to(device) for name, value in self.rows.items()}
         return self.rows
 
     def mean_gradient(self, count: int, device: torch.device) -> Tensor:
@@ -112,6 +133,7 @@ def add_gradients(
         check(library().gsopt_statistics(len(norms), *seen, *scale, pointer(norms), pointer(counts)))
 
 
+@torch.no_grad()
 def add_gradients_reference(
     norms: Tensor, counts: Tensor, radii: Tensor, gradients: Tensor, scale: Sequence[float]
 ) -> None:

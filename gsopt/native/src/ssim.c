@@ -254,7 +254,7 @@ static double count_floats(int height, int length, const uint8_t *mask) {
 }
 
 static int photometric_locked(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
-                      const float *target, const uint8_t *mask, float weight, double *sums, float *gradient) {
+                      const float *target, const uint8_t *mask, double weight, float *values, float *gradient) {
     int length = 3 * width, strips = (int)div_up(length, STRIP), threads = pool_threads();
     int strip = (int)div_up(div_up(length, strips), 16) * 16;
     strips = (int)div_up(length, strip);
@@ -268,24 +268,25 @@ static int photometric_locked(gsopt_frame *f, int height, int width, const float
     ssim_job job = {.height = height, .length = length, .strips = strips, .strip = strip, .band = band,
                     .bands = (int)div_up(height, band), .image = image, .target = target, .target8 = target8,
                     .mask = mask, .counted = count_floats(height, length, mask),
-                    .weight = weight, .gradient = gradient, .sums = f->loss_sums.data,
+                    .weight = (float)weight, .gradient = gradient, .sums = f->loss_sums.data,
                     .scratch = f->loss_scratch.data, .scratch_floats = each};
     stage_clock clock = stage_begin();
     parallel_for((int64_t)job.bands * strips, ssim_task, &job);
     stage_end(&clock, STAGE_LOSS);
-    sums[0] = sums[1] = 0;
-    for (size_t i = 0; i < rows; i++) sums[0] += job.sums[i][0], sums[1] += job.sums[i][1];
+    double l1 = 0, ssim = 0;
+    for (size_t i = 0; i < rows; i++) l1 += job.sums[i][0], ssim += job.sums[i][1];
     if (job.counted > 0)
-        sums[0] /= job.counted, sums[1] /= job.counted;
+        l1 /= job.counted, ssim /= job.counted;
     else
-        sums[1] = 1; /* no difference */
+        ssim = 1; /* no difference */
+    values[0] = (float)((1 - weight) * l1 + weight * (1 - ssim)), values[1] = (float)l1, values[2] = (float)ssim;
     return 0;
 }
 
 int gsopt_photometric(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
-                      const float *target, const uint8_t *mask, float weight, double *sums, float *gradient) {
+                      const float *target, const uint8_t *mask, double weight, float *values, float *gradient) {
     pool_lock(); /* loss_scratch is by thread */
-    int status = photometric_locked(f, height, width, image, target8, target, mask, weight, sums, gradient);
+    int status = photometric_locked(f, height, width, image, target8, target, mask, weight, values, gradient);
     pool_unlock();
     return status;
 }

@@ -36,14 +36,14 @@ static int all_finite(const gsopt_view *v) {
     int count = 0;
     for (int i = 0; i < 7; i++)
         if (arrays[i]) there[count] = arrays[i], lengths[count++] = v->n * sizes[i];
-    return isfinite(v->sums[0]) && isfinite(v->sums[1]) && gsopt_finite(count, there, lengths);
+    return isfinite(v->loss[0]) && gsopt_finite(count, there, lengths);
 }
 
 int gsopt_view_gradients(gsopt_frame *f, const gsopt_camera *cam, gsopt_view *v) {
     int status = forward(f, cam, v);
     if (!status)
-        status = gsopt_photometric(f, v->height, v->width, v->image, v->target8, v->target, v->mask, v->weight,
-                                   v->sums, v->v_image);
+        status = gsopt_photometric(f, v->height, v->width, v->image, v->target8, v->target, v->mask, v->weight, v->loss,
+                                   v->v_image);
     if (!status) status = backward(f, cam, v);
     v->finite = !status && all_finite(v);
     return status;
