@@ -149,11 +149,12 @@ def _read(path: Path) -> np.ndarray:
             raise InputError(f"{path}: pixels of 8 bits, expected 16; write the depth map as a 16-bit PNG")
         return values.astype(np.float32)
     try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read as an array ({error}); write it with numpy.save") from None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.squeeze().ndim != 2:
-        found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "an archive"
+    if values.dtype.kind not in "fiu" or values.squeeze().ndim != 2:
+        found = f"{values.dtype} {list(values.shape)}"
         raise InputError(f"{path}: {found}, expected numbers [height, width]; write z in world units")
     return values.squeeze().astype(np.float32)
 

@@ -44,7 +44,7 @@ def find_masks(photos: Sequence[Photo], root: Path, folder: str | None = None) -
         raise InputError(f"{place}: no such folder, named by --masks; give the name of one beside the photos")
     found = [find_map(place, photo.name, ENDINGS) for photo in photos]
     if place.is_dir() and not any(found) and (folder or not any(photo.mask for photo in photos)):
-        name = Path(photos[0].name)
+        name = Path(min(photo.name for photo in photos))
         raise InputError(
             f"{place}: no mask of the {len(photos)} photos is there, expected {name.with_suffix('.png')} or "
             f"{name}.png for {name} and so on; rename them, or give --no-masks"
