@@ -118,9 +118,9 @@ def _cast(camera: Camera, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hit.astype(np.float64), ball_color(xyz) * hit[:, None]
 
 
-def depth(camera: Camera, *, model: str = "PINHOLE", distortion: tuple = ()) -> np.ndarray:
+def depth(camera: Camera) -> np.ndarray:
     """z of the ball along the axis of `camera` at the centres of pixels: float32 [H, W], 0 where missed."""
-    rays = _rays(camera, model, distortion)  # z = 1
+    rays = _rays(camera, "PINHOLE", ())  # z = 1
     turned = rays @ camera.viewmat[:3, :3].numpy().astype(np.float64)  # world axes
     origin = camera.center.numpy().astype(np.float64)
     a, b, c = (turned**2).sum(1), turned @ origin, origin @ origin - 1  # a z^2 + 2 b z + c = 0
