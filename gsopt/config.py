@@ -42,6 +42,7 @@ from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
 from gsopt.similarity import Similarity
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
+from gsopt.supervision import SETTLED, SupervisionOptions
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 ITERATION_LISTS = ("test_iterations", "save_iterations")
@@ -49,7 +50,7 @@ DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
-class TrainConfig(SceneOptions):
+class TrainConfig(SceneOptions, SupervisionOptions):
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
@@ -199,6 +200,7 @@ class TrainConfig(SceneOptions):
                 raise InputError(f"{_flag(name)} {value}: expected {lowest} or more")
         check_start(self)
         self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
+        self.check_supervision()
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ITERATION_LISTS:
@@ -290,6 +292,7 @@ class TrainConfig(SceneOptions):
             init_points=self.init_points if with_init else None,
             init_max=self.init_max,
             normalize=world or self.normalize,
+            **self.supervision,
             threads=self.threads,
             progress=not self.quiet and sys.stderr.isatty(),
         )
@@ -379,21 +382,25 @@ AT_LEAST = {
     "seed": 0,
 }
 
-FIXED = FIXED_POINTS | {  # what cannot change in a run, and why
-    "init": "it has started already",
-    "start-step": "it has started already",
-    "init-rates": "it has started already",
-    "init-warmup": "it has started already",
-    "init-reset-opacity": "it has started already",
-    "images": "the order of its views depends on them",
-    "test-every": "its test views must stay unseen",
-    "sh-degree": "its harmonics are in the checkpoint",
-    "seed": "its random choices have begun",
-    "optimize-poses": "what it trains beside the model is settled",
-    "exposure": "what it trains beside the model is settled",
-    "background-model": "it has one or none in its checkpoints",
-    "background-model-trainable": "its background is saved accordingly",
-}
+FIXED = (
+    FIXED_POINTS
+    | SETTLED
+    | {  # what cannot change in a run, and why
+        "init": "it has started already",
+        "start-step": "it has started already",
+        "init-rates": "it has started already",
+        "init-warmup": "it has started already",
+        "init-reset-opacity": "it has started already",
+        "images": "the order of its views depends on them",
+        "test-every": "its test views must stay unseen",
+        "sh-degree": "its harmonics are in the checkpoint",
+        "seed": "its random choices have begun",
+        "optimize-poses": "what it trains beside the model is settled",
+        "exposure": "what it trains beside the model is settled",
+        "background-model": "it has one or none in its checkpoints",
+        "background-model-trainable": "its background is saved accordingly",
+    }
+)
 
 
 def _flag(name: str) -> str:

@@ -68,6 +68,7 @@ class DirectView:
         ssim_weight: float,
         sh_degree: int,
         grad2d: bool,
+        mask: Tensor | None = None,
     ) -> Direct | None:
         """Render a view, compare it with its photo, and add the gradients to the parameters' `.grad`.
 
@@ -80,22 +81,27 @@ class DirectView:
             ssim_weight: as for `photometric`.
             sh_degree: highest band used.
             grad2d: whether `info["means2d"].grad` is wanted where no geometry is trained, too.
+            mask: as for `photometric`. bool [H, W]
 
         Raises:
             MemoryError: no memory for the kernel's buffers.
-            ValueError: photo or background do not fit the camera.
+            ValueError: photo, background or mask do not fit the camera.
         """
         if photo.shape != (camera.height, camera.width, 3):
             raise ValueError(f"photo: expected {camera.height}x{camera.width}x3, found {list(photo.shape)}")
         of_bytes = photo.dtype == torch.uint8
         if not (of_bytes or is_plain(photo)) or not photo.is_contiguous() or not is_plain(background):
             return None
+        if mask is not None and (mask.shape != photo.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(
+                f"mask: expected bool {list(photo.shape[:2])}, found {mask.dtype} {list(mask.shape)}"
+            )
         plan = self._plan_for(camera, background, sh_degree, grad2d)
         if plan is None:
             return None
         view, results = plan.view, plan.results()
         view.target8, view.target = (pointer(photo), None) if of_bytes else (None, pointer(photo))
-        view.background, view.weight = pointer(background), ssim_weight
+        view.background, view.mask, view.weight = pointer(background), pointer(mask), ssim_weight
         view.image, view.loss = results.addresses
         frame = Frame()
         check(library().gsopt_view_gradients(frame.handle, self._struct(camera, plan), view))

@@ -9,6 +9,7 @@ from torch import Tensor
 from gsopt.cameras import Camera
 from gsopt.datasets import Scene
 from gsopt.datasets.scene import View
+from gsopt.losses import inverse_depth
 from gsopt.metrics import image_metrics, mean_metrics
 from gsopt.model import GaussianModel
 from gsopt.ranks import Ranks
@@ -28,8 +29,9 @@ def render_view(
 ) -> tuple[Tensor, dict[str, Any]]:
     """The model's image [H, W, 3] from one camera over `background` [3], and the rasterizer's info.
 
-    `sh_degree`: highest band used, by default all the model has. `options` go to `gsopt.rasterization`.
-    Values above 1 are not clipped.
+    `sh_degree`: highest band used, by default all the model has. `options` go to `gsopt.rasterization`; with
+    its `render_mode` "RGB+D" the info has "inverse_depth" [H, W], see `losses.inverse_depth`. Values above 1
+    are not clipped.
     """
     images, _, info = _rasterized(model, camera, background, sh_degree, **options)
     return images.squeeze(0), info  # its gradient is a view, that of images[0] a copy
@@ -53,7 +55,7 @@ def _rasterized(
     model: GaussianModel, camera: Camera, background: Tensor, sh_degree: int | None, **options: Any
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     device = background.device
-    return rasterization_of_parameters(
+    images, alphas, info = rasterization_of_parameters(
         model.xyz,
         model.rotation,
         model.scaling,
@@ -68,6 +70,10 @@ def _rasterized(
         packed=False,
         **options,
     )
+    if options.get("render_mode") == "RGB+D":
+        info["inverse_depth"] = inverse_depth(images[0, ..., 3], alphas[0, ..., 0])
+        images = images[..., :3]
+    return images, alphas, info
 
 
 @torch.no_grad()
@@ -84,9 +90,10 @@ def evaluate_scene(
     """PSNR, SSIM and L1 of the test views, and of as many training views (all where there are no test views).
 
     `render` makes the images, as `gsopt.joint.Joint.render` does; `options` go to it. Images are clipped to
-    0..1 first. `on_view` is called with (split, index, view, image, photo) after each, or after the first
-    `shown` of each split. Views have their camera's name; a split without views has means None. With `ranks`,
-    each process renders a part of the views, and all get all results.
+    0..1 first; pixels that a view's mask ignores do not count. `on_view` is called with (split, index, view,
+    image, photo) after each, or after the first `shown` of each split. Views have their camera's name; a
+    split without views has means None. With `ranks`, each process renders a part of the views, and all get
+    all results.
     """
     trained = list(enumerate(scene.train))
     splits: dict[str, list[tuple[int | None, View]]] = {
@@ -100,7 +107,8 @@ def evaluate_scene(
         image, _ = render(view.camera, background, number, **options)
         image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
         wanted = on_view is not None and (shown is None or index < shown)
-        return image_metrics(image, photo), (image.cpu(), photo.cpu()) if wanted else ()
+        mask = None if view.mask is None else view.mask.to(image.device)
+        return image_metrics(image, photo, mask), (image.cpu(), photo.cpu()) if wanted else ()
 
     views: dict[str, dict[str, dict[str, float]]] = {"test": {}, "train": {}}
     results = (ranks or Ranks()).map(look, jobs)

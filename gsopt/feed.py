@@ -46,12 +46,16 @@ class PhotoFeed:
         image = self._uploader.take(view.image)
         if (following := self.order.following) is not None:
             self._uploader.begin(self._pinned(following, factor).image)
-        return replace(view, camera=self._there(view.camera), image=image)
+        maps = {name: self._sent(getattr(view, name)) for name in ("mask", "inverse_depth")}
+        return replace(view, camera=self._there(view.camera), image=image, **maps)
 
     def _pinned(self, number: int, factor: int) -> View:
         view = self.views.view(number, factor)
         view.image = pinned(view.image, self.device)
         return view
+
+    def _sent(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else pinned(tensor, self.device).to(self.device, non_blocking=True)
 
     def _there(self, camera: Camera) -> Camera:
         """The camera with its matrices on the device, copied when it is first needed."""

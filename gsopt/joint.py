@@ -116,7 +116,10 @@ class Joint:
         else:
             both = Together(self.model, self.background_model, sh_degree)
             image, info = render_view(both, camera, background, **options)
-            info = first_rows(info, self.model.num_gaussians)
+            seen = info
+            info = first_rows(seen, self.model.num_gaussians)
+            if "inverse_depth" in seen:
+                info["inverse_depth"] = seen["inverse_depth"]
         if self.exposure is not None and view is not None:
             image = self.exposure(image, view)
         return image, info

@@ -20,13 +20,20 @@ SSIM_SIGMA = 1.5  # pixels
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for values in 0..1 (Wang et al. 2004)
 
 
-def photometric(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> tuple[Tensor, dict[str, Tensor]]:
+def photometric(
+    image: Tensor, target: Tensor, ssim_weight: float = 0.2, mask: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """L1 and D-SSIM between a rendered picture and a photo.
+
+    Pixels that `mask` ignores are as if they were outside the picture: both means are over the others, and in
+    SSIM's windows they are zeros in render and photo alike. So their values have no influence on any bit of
+    loss or gradient, and a mask of a rectangle gives what that part of the picture alone gives.
 
     Args:
         image: rendered picture. [H, W, 3] floating point, meant to be in 0..1; not clamped
         target: photo. [H, W, 3] uint8, or floating point in 0..1; it gets no gradient
         ssim_weight: λ, 0 to 1.
+        mask: where pixels count, None for everywhere. [H, W] bool. Without any pixel the loss is 0.
 
     Returns:
         The loss (a scalar, differentiable in `image`), and its parts "l1" and "ssim" (the mean index, 1 when
@@ -35,10 +42,10 @@ def photometric(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> tupl
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
-    _check(image, target)
+    _check(image, target, mask)
     if image.device.type != "cpu" or image.dtype != torch.float32:
-        return photometric_reference(image, target, ssim_weight)
-    loss, l1, index = _Photometric.apply(image, target, ssim_weight)
+        return photometric_reference(image, target, ssim_weight, mask)
+    loss, l1, index = _Photometric.apply(image, target, ssim_weight, mask)
     return loss, {"l1": l1, "ssim": index}
 
 
@@ -52,28 +59,40 @@ def with_terms(
 
 
 def photometric_reference(
-    image: Tensor, target: Tensor, ssim_weight: float = 0.2
+    image: Tensor, target: Tensor, ssim_weight: float = 0.2, mask: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`photometric` in plain PyTorch, for any floating dtype and device."""
-    _check(image, target)
-    target = _as_float(target, image)
-    l1 = (image - target).abs().mean()
-    index = ssim(image, target)
+    _check(image, target, mask)
+    image, target = _blanked(image, _as_float(target, image), mask)
+    l1 = used_mean((image - target).abs(), mask)
+    index = ssim(image, target, mask)
     loss = (1 - ssim_weight) * l1 + ssim_weight * (1 - index)
     return loss, {"l1": l1.detach(), "ssim": index.detach()}
 
 
-def ssim(image: Tensor, target: Tensor) -> Tensor:
+def used_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of [H, W, ...] over the pixels that a mask [H, W] uses, all without one; 0 where it uses none."""
+    if mask is None:
+        return values.mean()
+    # Nothing here has a size that depends on the mask: on a device that would mean to wait.
+    used = mask.reshape(mask.shape + (1,) * (values.ndim - 2))
+    count = mask.sum() * (values.numel() // mask.numel())
+    return torch.where(used, values, 0).sum() / count.clamp_min(1)
+
+
+def ssim(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean structural similarity of two pictures, 1 when equal (Wang et al. 2004), as 3DGS measures it.
 
     Window 11×11, Gaussian of σ = 1.5 pixels, zeros outside the picture, the mean over pixels and channels.
 
     Args:
         image, target: [H, W, 3]; floating point in 0..1, `target` may be uint8.
+        mask: as for `photometric`. [H, W]
     """
-    _check(image, target)
+    _check(image, target, mask)
+    image, target = _blanked(image, _as_float(target, image), mask)
     x = image.movedim(-1, 0)[:, None]  # [3, 1, H, W]
-    y = _as_float(target, image).movedim(-1, 0)[:, None]
+    y = target.movedim(-1, 0)[:, None]
     maps = torch.cat([x, y, x * x, y * y, x * y])  # [15, 1, H, W]
     taps = _taps(image.dtype, image.device)
     half = SSIM_WINDOW // 2
@@ -83,7 +102,35 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
     structure = (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)
-    return (luminance * structure).mean()
+    if mask is None:
+        return (luminance * structure).mean()
+    return 1 - used_mean(1 - (luminance * structure)[:, 0].movedim(0, -1), mask)
+
+
+def inverse_depth(depth: Tensor, alpha: Tensor) -> Tensor:
+    """1 / z as a picture shows it: alpha over the expected z; 0, infinitely far, where there is nothing.
+
+    So a Gaussian with weight w at z gives w / z, as in the original 3DGS, which sums w / z itself: the same
+    where all that a pixel sees has one z.
+
+    Args:
+        depth: sum of w z, as `rasterization` gives it with "D", each z above 0. [...]
+        alpha: sum of w. [...]
+    """
+    seen = depth > 0
+    return torch.where(seen, alpha * (alpha / torch.where(seen, depth, 1)), 0)
+
+
+def depth_l1(inverse: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of inverse depths over the pixels that are known and used; 0 without any.
+
+    Args:
+        inverse: of a rendered picture. [H, W]
+        target: of the depth map, NaN where unknown. [H, W]
+        mask: where pixels count, None for everywhere. [H, W] bool
+    """
+    known = ~target.isnan() if mask is None else mask & ~target.isnan()
+    return used_mean((inverse - torch.where(known, target, 0)).abs(), known)
 
 
 @cache
@@ -104,7 +151,14 @@ def _as_float(target: Tensor, like: Tensor) -> Tensor:
     return scaled.detach()
 
 
-def _check(image: Tensor, target: Tensor) -> None:
+def _blanked(image: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both with zeros where the mask ignores them, whatever was there."""
+    if mask is None:
+        return image, target
+    return torch.where(mask[..., None], image, 0), torch.where(mask[..., None], target, 0)
+
+
+def _check(image: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
     if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"image: expected shape [H, W, 3], found {list(image.shape)}")
     if target.shape != image.shape:
@@ -117,14 +171,25 @@ def _check(image: Tensor, target: Tensor) -> None:
         raise ValueError(f"image: expected floating point, found {image.dtype}")
     if target.dtype != torch.uint8 and not target.is_floating_point():
         raise ValueError(f"target: expected uint8 or floating point, found {target.dtype}")
+    if mask is not None:
+        _check_mask(mask, image)
+
+
+def _check_mask(mask: Tensor, image: Tensor) -> None:
+    if mask.shape != image.shape[:2] or mask.dtype != torch.bool or mask.device != image.device:
+        expected = f"bool {list(image.shape[:2])} on {image.device}"
+        raise ValueError(f"mask: expected {expected}, found {mask.dtype} {list(mask.shape)} on {mask.device}")
 
 
 class _Photometric(torch.autograd.Function):
     """The native kernel: the gradient comes with the value, if anybody is going to ask for it."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, target: Tensor, ssim_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, image: Tensor, target: Tensor, ssim_weight: float, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         image, target = image.contiguous(), target.contiguous()
+        mask = None if mask is None else mask.contiguous()
         height, width, _ = image.shape
         bytes_given = target.dtype == torch.uint8
         target = target if bytes_given else target.float()
@@ -139,6 +204,7 @@ class _Photometric(torch.autograd.Function):
                 pointer(image),
                 pointer(target) if bytes_given else None,
                 None if bytes_given else pointer(target),
+                pointer(mask),
                 ssim_weight,
                 pointer(values),
                 pointer(gradient),
@@ -151,6 +217,6 @@ class _Photometric(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, v_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
         # Usually this is the whole loss: then the gradient is the kernel's as it is.
-        return ctx.gradient if v_loss.item() == 1 else ctx.gradient * v_loss, None, None
+        return ctx.gradient if v_loss.item() == 1 else ctx.gradient * v_loss, None, None, None

@@ -46,6 +46,7 @@ class Seen(NamedTuple):
     image: Tensor  # [H, W, 3]
     photo: Tensor  # [H, W, 3]
     info: Mapping[str, Any]  # of the rasterizer
+    mask: Tensor | None  # [H, W], where the photo is used
     grad2d: bool  # whether info["means2d"].grad was asked for
 
 
@@ -88,10 +89,10 @@ class Ranks:
 
     def each(
         self, backward: Callable[[], Seen], observe: Callable[[Mapping[str, Any]], None] | None
-    ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
+    ) -> tuple[list[dict[str, Tensor]], Seen]:
         """One round: a view of every process. `observe` gets the info of each, in order; None looks at none.
 
-        Returns the loss terms of each view in order, and this process's image and photo.
+        Returns the loss terms of each view in order, and what this process has seen.
 
         Raises:
             NonFinite: in all processes, where any of them found something that is not finite.
@@ -99,7 +100,7 @@ class Ranks:
         seen = backward()
         if observe is not None:
             observe(seen.info)
-        return [seen.terms], seen.image, seen.photo
+        return [seen.terms], seen
 
     def sum_gradients(self, optimizer: Optimizer) -> None:
         """Make the gradients of every process their sum, added up in the order of the processes."""
@@ -136,7 +137,7 @@ class Group(Ranks):
 
     def each(
         self, backward: Callable[[], Seen], observe: Callable[[Mapping[str, Any]], None] | None
-    ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
+    ) -> tuple[list[dict[str, Tensor]], Seen]:
         trouble = None
         try:
             seen = backward()
@@ -159,7 +160,7 @@ class Group(Ranks):
             {name: torch.tensor(value, device=seen.image.device) for name, value in terms.items()}
             for terms, *_ in answers
         ]
-        return numbers, seen.image, seen.photo
+        return numbers, seen
 
     @torch.no_grad()
     def sum_gradients(self, optimizer: Optimizer) -> None:

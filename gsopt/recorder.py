@@ -37,6 +37,7 @@ class StepResult:
     terms: dict[str, Tensor]  # what the loss is made of, by name, each [], means over the views
     image: Tensor  # [H, W, 3] of the step's last view, before the update
     photo: Tensor  # [H, W, 3] of the same view, float32 in 0..1 or uint8
+    mask: Tensor | None  # [H, W], where that counts; None for everywhere
     refined: Refinement  # what became of how many Gaussians
 
 
@@ -286,7 +287,9 @@ class Recorder:
         milliseconds = 1000 * (seconds - last_seconds) / (trainer.step - last_step)
         trainer.monitor.losses(terms, milliseconds, trainer.model.num_gaussians, trainer.step)
         trainer.monitor.groups(trainer.optimizer, trainer.step)
-        progress.show(terms["total"], psnr(result.image, photo).item(), trainer.model.num_gaussians)
+        progress.show(
+            terms["total"], psnr(result.image, photo, result.mask).item(), trainer.model.num_gaussians
+        )
 
     @contextlib.contextmanager
     def _needed(self) -> Iterator[None]:

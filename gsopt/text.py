@@ -5,6 +5,12 @@ from collections.abc import Iterator, Sequence
 GAP = "  "
 
 
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names in a message: the first `most`, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns as wide as their widest cell; the first is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

@@ -53,6 +53,7 @@ from gsopt.rundir import RunFolder
 from gsopt.runtime import StopSignals, Stopwatch, ViewOrder, torch_threads, use_kernel_threads
 from gsopt.schedules import reduction
 from gsopt.strategy import Strategy
+from gsopt.supervision import DepthLoss
 from gsopt.warm_start import for_start, load_moments
 
 
@@ -113,8 +114,11 @@ class Trainer:
         strategy = strategy if strategy is not None else config.make_strategy(self.scene)
         self.strategy = strategy.resolve(config.schedule_iterations)
         self.render_options = config.render_options() | {"absgrad": getattr(strategy, "absgrad", False)}
-        # Where nothing beside the model is trained, the CPU kernel needs no autograd.
+        length = config.schedule_iterations
+        self.depth = DepthLoss(config.depth_loss, length) if config.depth_loss else None
+        # Where nothing beside the model is trained, and colours alone, the CPU kernel needs no autograd.
         alone = self.device.type == "cpu" and config.backend == "auto" and not self.joint.sides
+        alone = alone and not self.depth
         self.direct = DirectView(self.model, **self.render_options) if alone else None
         self.step = config.start_step or 0
         self.skipped = 0  # of the steps done, those that were left out
@@ -148,7 +152,7 @@ class Trainer:
             losses = []
             for number, background in self.ranks.deal(self._next_views()):
                 backward = partial(self._backward, number, background)
-                terms, image, photo = self.ranks.each(backward, self._observer())
+                terms, seen = self.ranks.each(backward, self._observer())
                 losses += terms
             self.ranks.sum_gradients(self.optimizer)
         self.whole = False
@@ -162,7 +166,7 @@ class Trainer:
         self.scheduler.step()  # to the learning rates of the next step
         self.whole = True
         terms = mean_terms(losses)
-        return StepResult(terms.pop("total"), terms, image, photo, refined)
+        return StepResult(terms.pop("total"), terms, seen.image, seen.photo, seen.mask, refined)
 
     def _backward(self, number: int, background: Tensor) -> Seen:
         """Render a view and add the gradients of its loss to those that there are.
@@ -173,16 +177,19 @@ class Trainer:
 
         grad2d = self.strategy.needs_grad2d(self.step)
         weight, degree = self.config.ssim_weight, self.sh_degree
-        done = self.direct and self.direct.backward(view.camera, background, photo, weight, degree, grad2d)
+        about = (view.camera, background, photo, weight, degree, grad2d, view.mask)
+        done = self.direct and self.direct.backward(*about)
         if done:  # all in one call
             loss, terms, image, info, finite = done
         else:
             finite = False  # as far as is known
-            options = self.render_options | {"sh_degree": degree}
+            options = self.render_options | {"sh_degree": degree} | (self.depth.options if self.depth else {})
             image, info = self.joint.render(view.camera, background, number, **options)
             if grad2d:
                 keep_gradient(info["means2d"])
-            loss, terms = photometric(image, photo, weight)
+            loss, terms = photometric(image, photo, weight, view.mask)
+            if self.depth:
+                loss, terms = with_terms(loss, terms, self.depth.terms(info, view, self.step))
         loss, terms = with_terms(loss, terms, self.strategy.regularization(self.model))
         if loss.requires_grad:
             loss.backward()
@@ -191,7 +198,7 @@ class Trainer:
             where = f"iteration {self.step}: photo {view.camera.name}"
             projected = info["means2d"].grad if grad2d else None
             check_finite(where, loss, self.optimizer, self.model, projected)
-        return Seen(terms | {"total": loss.detach()}, image.detach(), photo, info, grad2d)
+        return Seen(terms | {"total": loss.detach()}, image.detach(), photo, info, view.mask, grad2d)
 
     def _observer(self) -> Callable[[Mapping[str, Any]], None] | None:
         """What looks at each view's info after its backward pass; None where nobody does."""

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import scenes
 import torch
+from PIL import Image
 from torch import Tensor
 
 from gsopt import checkpoint
@@ -27,7 +29,7 @@ from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy
 from gsopt.trainer import Trainer
 
 STEPS = 32
-SPLAT = Path("splat.ply")  # in the folder of the scene
+SPLAT, MASKS = Path("splat.ply"), "ignored"  # in the folder of the scene
 LEAST_PIXELS = 6  # photos of 24 pixels are reduced, too: to 6 until step 3, to 12 until step 10
 
 WHEN = {"refine_start_iter": 5, "refine_stop_iter": 30, "refine_every": 5}  # after steps 10, 15, ..., 25
@@ -57,8 +59,18 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def write_ball(folder: Path) -> Path:
-    """The scene of the cases, 60 points and their photos, with 40 Gaussians beside it as `SPLAT`."""
+    """The scene of the cases, 60 points and their photos, with 40 Gaussians beside it as `SPLAT`.
+
+    There are depth maps, and masks in a folder of another name than the usual.
+    """
     scenes.write_nerf_synthetic(folder, points=60)
+    used = np.full((24, 24), 255, np.uint8)
+    used[5:15, 3:11] = 0
+    for number, camera in enumerate(scenes.orbit(8, 24, 24)[:6]):
+        for part in (MASKS, "depths"):
+            (folder / part / "train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(used).save(folder / MASKS / "train" / f"r_{number}.png")
+        np.save(folder / "depths" / "train" / f"r_{number}.npy", scenes.depth(camera))
     xyz, rgb = scenes.ball_points(40, seed=1)
     GaussianModel.from_points(xyz, rgb / 255, sh_degree=3).save_ply(folder / SPLAT)
     return folder
@@ -94,6 +106,8 @@ CASES = {  # what happens between the stop and the end, or around the stop; phot
     "begun with Gaussians": Case({"init": SPLAT}, stops=(1, 13)),
     "begun with Gaussians, as the rest of a run": Case({"init": SPLAT, "start_step": 4}, stops=(5, 13)),
     "antialiased, deterministic": Case({"antialiased": True, "deterministic": True}),
+    "masks": Case({"masks": MASKS}),
+    "masks and depth maps": Case({"masks": MASKS, "depth_loss": 1.0}, stops=(2, 13)),
     "schedules": Case(
         {
             "groups": Groups(
@@ -116,6 +130,7 @@ SHORT = (  # of the default suite: each strategy, most optimizers
     "SH rise",
     "locked, mcmc",
     "beside",
+    "masks and depth maps",
     "default with visible_adam",
     "absgrad with mixed",
     "revised_opacity with adamw, decay",

@@ -118,6 +118,17 @@ def _cast(camera: Camera, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hit.astype(np.float64), ball_color(xyz) * hit[:, None]
 
 
+def depth(camera: Camera) -> np.ndarray:
+    """z of the ball along the axis of `camera` at the centres of pixels: float32 [H, W], 0 where missed."""
+    rays = _rays(camera, "PINHOLE", ())  # z = 1
+    turned = rays @ camera.viewmat[:3, :3].numpy().astype(np.float64)  # world axes
+    origin = camera.center.numpy().astype(np.float64)
+    a, b, c = (turned**2).sum(1), turned @ origin, origin @ origin - 1  # a z^2 + 2 b z + c = 0
+    root = b**2 - a * c
+    z = np.where(root > 0, (-b - np.sqrt(root.clip(min=0))) / a, 0)
+    return z.reshape(camera.height, camera.width).astype(np.float32)
+
+
 def save_picture(path: Path, camera: Camera, **how) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture(camera, **how)).save(path)

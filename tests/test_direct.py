@@ -50,12 +50,12 @@ def model(ball):
 BACKGROUND = torch.tensor([0.2, 0.5, 0.9])
 
 
-def through_autograd(model, camera, photo, sh_degree=3, grad2d=True, **options):
+def through_autograd(model, camera, photo, sh_degree=3, grad2d=True, mask=None, **options):
     """Loss, terms, image, info; gradients are left in the model."""
     image, info = render_view(model, camera, BACKGROUND, sh_degree=sh_degree, **options)
     if grad2d:
         keep_gradient(info["means2d"])
-    loss, terms = photometric(image, photo, 0.2)
+    loss, terms = photometric(image, photo, 0.2, mask)
     loss.backward()
     return loss, terms, image, info
 
@@ -98,6 +98,30 @@ def test_bits_of_autograd(ball, model, frozen, view, options, kind):
         assert set(mine) == set(theirs)
         for key, value in theirs.items():
             assert same(mine[key], value.detach()) if isinstance(value, torch.Tensor) else mine[key] == value
+
+
+def test_masks_have_the_bits_of_autograd_and_are_forgotten(ball, model):
+    """Some views are masked and others, after them, are not."""
+    _, cameras, photos = ball
+    direct = DirectView(model)
+    for camera, photo in zip(cameras, photos, strict=True):
+        mask = torch.rand(photo.shape[:2], generator=torch.Generator().manual_seed(0)) < 0.6
+        for used in (mask, None):
+            expected = through_autograd(model, camera, photo, mask=used)
+            wanted = gradients(model)
+            found = direct.backward(camera, BACKGROUND, photo, 0.2, sh_degree=3, grad2d=True, mask=used)
+            assert same(found.loss, expected[0].detach())
+            assert all(same(g, wanted[name]) for name, g in gradients(model).items())
+            assert same(found.info["means2d"].grad, expected[3]["means2d"].grad)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(3, 3, dtype=torch.bool), torch.ones(52, 70)], ids=["size", "kind"]
+)
+def test_a_mask_that_does_not_fit_is_refused(ball, model, mask):
+    _, cameras, photos = ball
+    with pytest.raises(ValueError, match=r"mask: expected bool \[52, 70\], found"):
+        DirectView(model).backward(cameras[0], BACKGROUND, photos[0], 0.2, 3, True, mask)
 
 
 def test_gradients_of_views_add_up(ball, model):

@@ -58,7 +58,8 @@ HOUSE = {
     "direct": {"cameras", "losses", "model", "native", "render"},
     "pruning": {"cameras", "model", "render"},
     "ranks": {"device", "guards"},
-    "evaluation": {"cameras", "datasets", "metrics", "model", "ranks", "render", "runtime"},
+    "supervision": {"datasets", "losses", "schedules"},
+    "evaluation": {"cameras", "datasets", "losses", "metrics", "model", "ranks", "render", "runtime"},
 }
 BELOW = set(HOUSE)
 HOUSE["group_options"] = {"groups", "model", "schedules", "schedule_text", "freeze_windows", "optim"}

@@ -65,6 +65,19 @@ def test_ssim_is_the_mean_of_the_formula_at_every_pixel():
     assert metrics.image_metrics(x.float(), y.float())["ssim"] == pytest.approx(mean, abs=1e-6)
 
 
+def test_ignored_pixels_have_no_influence():
+    image, photo, mask = noise(0), noise(1), noise(2)[..., 0] < 0.7
+    expected = metrics.image_metrics(image, photo, mask)
+    used = (image - photo)[mask].double()
+    assert expected["l1"] == pytest.approx(used.abs().mean().item(), rel=1e-6)
+    assert expected["psnr"] == pytest.approx(-10 * used.square().mean().log10().item(), rel=1e-6)
+    assert metrics.l1(image, photo, mask).item() == pytest.approx(expected["l1"], rel=1e-6)
+    assert metrics.ssim(image, photo, mask).item() == pytest.approx(expected["ssim"], abs=1e-6)
+    assert expected != metrics.image_metrics(image, photo)
+    image[~mask], photo[~mask] = float("nan"), 0.5
+    assert metrics.image_metrics(image, photo, mask) == expected
+
+
 def test_mean_over_views():
     views = {"a": {"psnr": 20.0, "ssim": 0.5, "l1": 0.1}, "b": {"psnr": 30.0, "ssim": 0.7, "l1": 0.3}}
     assert metrics.mean_metrics(views) == pytest.approx({"psnr": 25.0, "ssim": 0.6, "l1": 0.2})

@@ -74,6 +74,26 @@ def test_a_composited_photo_reduces_to_the_composite_of_the_reduced():
     assert (reduce_view(full, 2).rgb(background) - expected).abs().max() < 3 / 255
 
 
+@pytest.mark.parametrize(("size", "factor"), [((9, 13), 2), ((9, 13), 4), ((8, 12), 4)], ids=str)
+def test_a_pixel_counts_where_all_it_came_from_count(size, factor):
+    full = view(*size)
+    generator = torch.Generator().manual_seed(1)
+    full.mask = torch.rand(size, generator=generator) < 0.9
+    full.inverse_depth = torch.rand(size, generator=generator)
+    full.inverse_depth[torch.rand(size, generator=generator) < 0.1] = torch.nan
+    small = reduce_view(full, factor)
+    height, width = size[0] // factor, size[1] // factor
+    for row in range(height):
+        for column in range(width):
+            block = slice(row * factor, (row + 1) * factor), slice(column * factor, (column + 1) * factor)
+            assert small.mask[row, column] == full.mask[block].all()
+            expected = full.inverse_depth[block].mean()
+            torch.testing.assert_close(small.inverse_depth[row, column], expected, equal_nan=True)
+    assert small.mask.dtype == torch.bool
+    assert 0 < small.inverse_depth.isnan().sum() < height * width
+    assert 0 < small.mask.sum() < height * width
+
+
 @pytest.mark.parametrize("factor", [2, 4])
 def test_a_render_by_the_reduced_camera_looks_like_the_reduced_render(factor):
     """Wide Gaussians, so that a pixel's mean is about the value at its centre."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
+from gsopt.datasets.masks import Alpha
 from gsopt.datasets.normalization import Normalization
 from gsopt.device import DeviceName, cpu_count, pick_device
 from gsopt.errors import InputError
@@ -32,6 +33,12 @@ class SourceOptions:
     """Longest side of the images in pixels."""
     images: str | None = None
     """Name of the images folder inside the scene."""
+    masks: str | None = None
+    """Folder of masks beside that of the photos; pixels that are 0 do not count."""
+    no_masks: bool | None = None
+    """Use all pixels of all photos."""
+    alpha: Alpha | None = None
+    """Photos with transparency: over the background, or a mask: pixels of alpha 0 do not count."""
     test_every: int | None = None
     """Every Nth photo by name is for testing, where the scene itself does not say which."""
     normalize: Normalization | None = None
@@ -91,7 +98,7 @@ def load_source(path: Path, options: SourceOptions) -> Source:
     device = pick_device(config.device, config.backend)
     config = config.resolved(device.type)
     config.check()
-    scene = config.load_scene(with_init=False)
+    scene = replace(config, depth_loss=0.0).load_scene(with_init=False)  # nobody looks at depth maps
     model = GaussianModel.load_ply(ply, device=device).moved(scene.world)
     use_kernel_threads(config.threads or cpu_count(), device, config.backend)
     background = config.plain_background(scene).to(device)
@@ -105,5 +112,8 @@ def _differ(config: TrainConfig, trained: TrainConfig, name: str) -> bool:
 
 
 # what metrics are of
-SEEN = ("scene", "resolution", "images", "test_every", "background", "antialiased", "background_model")
+SEEN = (
+    *("scene", "resolution", "images", "masks", "no_masks", "alpha", "test_every"),
+    *("background", "antialiased", "background_model"),
+)
 SHARED = {f.name for f in fields(TrainConfig)} - {"output"}  # options that mean the same in training

@@ -136,6 +136,7 @@ def opening(trainer: Trainer) -> list[str]:
         f"scene     {scene.path} ({scene.format}): {len(scene.train)} training, {len(scene.test)} test views",
         *([f"world     {world} (--normalize)"] if (world := what_world(scene)) else []),
         f"images    {camera.width}x{camera.height}, longest side at most {config.resolution} (--resolution)",
+        *maps_lines(trainer),
         f"model     {trainer.model.num_gaussians:,} Gaussians, SH degree {trainer.model.max_sh_degree}",
         *init_lines(trainer),
         *([f"locked    {locked}"] if (locked := what_is_locked(trainer.model)) else []),
@@ -154,6 +155,22 @@ def what_world(scene: Scene) -> str:
     if scene.world is None:
         return ""
     return f"normalised, a unit is {1 / scene.world.scale:.4g} of the scene's; files are in the scene's own"
+
+
+def maps_lines(trainer: Trainer) -> list[str]:
+    """How many photos have masks and depth maps."""
+    scene, weight = trainer.scene, trainer.config.depth_loss
+    views = [*scene.train, *scene.test]
+    masked = sum(view.mask is not None for view in views)
+    known = sum(view.inverse_depth is not None for view in scene.train)
+    return [
+        *([f"masks     ignore a part of {masked} of {len(views)} photos (--no-masks)"] if masked else []),
+        *(
+            [f"depths    of {known} of {len(scene.train)} training photos (--depth-loss {weight:g})"]
+            if known
+            else []
+        ),
+    ]
 
 
 def init_lines(trainer: Trainer) -> list[str]:

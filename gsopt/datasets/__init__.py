@@ -5,13 +5,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from gsopt.cameras import cameras_extent
 from gsopt.datasets.colmap import find_model, read_model
-from gsopt.datasets.images import Photo, load_views, locate
+from gsopt.datasets.depths import add_depths, find_depths
+from gsopt.datasets.images import Photo, folder_beside, load_views, locate
 from gsopt.datasets.initial_points import random_points
+from gsopt.datasets.masks import Alpha, add_masks, find_masks, without_ignored, without_masks
 from gsopt.datasets.normalization import Normalization, move_photos, normalization
 from gsopt.datasets.ply import read_splat, write_splat
 from gsopt.datasets.point_files import load_points, read_points
@@ -45,6 +48,9 @@ def load_scene(
     init_points: int | None = None,
     init_max: int | None = None,
     normalize: Normalization | Similarity = "none",
+    masks: str | Literal[False] | None = None,
+    alpha: Alpha = "background",
+    depths: bool = False,
     threads: int | None = None,
     progress: bool = False,
 ) -> Scene:
@@ -70,6 +76,10 @@ def load_scene(
         init_max: more points than so many, of the scene or of `init`, are thinned to at most as many.
         normalize: "scale" or "up": the scene is moved as `normalization` says, which is its `world` then. Or
             the move itself.
+        masks: name of the masks' folder, beside that of the photos; by default `masks`, if it is there, and
+            those that the scene names. False for none. See `gsopt.datasets.masks`.
+        alpha: "mask" takes transparent photos as colours with a mask, used where alpha is above 0.
+        depths: read depth maps for the train views; see `gsopt.datasets.depths`.
         threads: for decoding; None for one per core.
         progress: show a bar on stderr.
 
@@ -83,13 +93,23 @@ def load_scene(
     if images is not None and listing.format == "nerf-synthetic":
         raise InputError(f"--images {images}: {listing.source} names each photo itself; leave --images away")
     photos = locate(listing.photos, listing.folder, listing.source, resolution, images)
+    beside = folder_beside(listing.folder, listing.source)
+    photos = without_masks(photos) if masks is False else find_masks(photos, beside, masks)
+    photos = [replace(photo, alpha=alpha) for photo in photos]
     if isinstance(normalize, Similarity):
         world = normalize
     else:
         world = normalization(np.stack([photo.viewmat for photo in photos]), normalize)
     train, test = _split(listing.source, move_photos(photos, world), test_every)
-    views = load_views([*train, *test], resolution=resolution, threads=threads, progress=progress)
-    train, test = views[: len(train)], views[len(train) :]
+    if depths:
+        train = find_depths(train, beside, listing.source)
+    photos = [*train, *test]
+    views = load_views(photos, resolution=resolution, threads=threads, progress=progress)
+    add_masks(photos, views, resolution, threads)
+    if depths:
+        add_depths(train, views[: len(train)], resolution, threads, unit=world.scale if world else 1.0)
+    test = without_ignored(views[len(train) :], listing.source)
+    train = without_ignored(views[: len(train)], listing.source, required=True)
     if init_points is not None or (init is None and listing.points is None):
         volume = "box" if listing.format == "nerf-synthetic" else "frustums"
         points = random_points(train, seed=seed, volume=volume, count=init_points)

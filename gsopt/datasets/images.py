@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from gsopt.cameras import Camera
 from gsopt.datasets.scene import View
 from gsopt.errors import InputError
+from gsopt.text import listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +25,6 @@ _PINHOLE = {
     "PINHOLE": (0, 1, 2, 3),
 }  # where fx, fy, cx, cy are in the parameters
 _EXIF_ORIENTATION = 0x0112
-MAX_NAMES = 20  # missing photos listed by name
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Photo:
 
     name: unique, relative to the images folder. lens: None where only the missing file could tell its size.
     viewmat: [4, 4] float64 world-to-camera, OpenCV axes. split: "train", "test" or None (to be decided).
+    mask, depth: files of what lies over it: `datasets.masks`, `datasets.depths`.
+    alpha: "background" keeps it, "mask" leaves it out of the pixels, for the mask.
     """
 
     name: str
@@ -63,12 +65,38 @@ class Photo:
     lens: Lens | None
     viewmat: np.ndarray  # [4, 4]
     split: str | None = None
+    mask: Path | None = None
+    depth: "DepthFile | None" = None
+    alpha: Literal["background", "mask"] = "background"
+
+
+@dataclass(frozen=True)
+class DepthFile:
+    """A depth map: `scale` x value + `offset` is the depth in world units, or where `inverse`, 1 / depth."""
+
+    path: Path
+    scale: float = 1.0
+    offset: float = 0.0
+    inverse: bool = False
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height as stored, from the file's header; InputError if it is not an image."""
-    with _open(path) as image:
+    with open_image(path) as image:
         return image.size
+
+
+def is_distorted(lens: Lens) -> bool:
+    """Whether photos by this lens have to be undistorted."""
+    return lens.model not in _PINHOLE
+
+
+def folder_beside(folder: Path, source: Path) -> Path:
+    """Where copies of the photos' folder, masks and depth maps are looked for: where that folder is.
+
+    Where the photos stand with the file that names them it is their own: what is beside is another scene.
+    """
+    return folder if folder == source.parent else folder.parent
 
 
 def locate(
@@ -81,9 +109,9 @@ def locate(
     Raises InputError: no folder `images`, or none of the photos is there. One warning lists those that are
     not.
     """
-    beside = folder.parent
-    if folder == source.parent:  # the photos stand with the file: what is beside that folder is another scene
-        beside, resolution = folder, None
+    beside = folder_beside(folder, source)
+    if beside == folder:
+        resolution = None
     chosen = _choose_folder(folder, beside, photos, resolution, images)
     return _drop_missing([replace(photo, path=chosen / photo.name) for photo in photos], chosen, source)
 
@@ -124,11 +152,9 @@ def _drop_missing(photos: Sequence[Photo], folder: Path, source: Path) -> list[P
             f"(the first is {missing[0]}); put them there, or name their folder with --images"
         )
     if missing:
-        listed = ", ".join(missing[:MAX_NAMES])
-        more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
         warnings.warn(
             f"{source}: {len(missing)} of {len(photos)} photos are not in {folder} and are left out: "
-            f"{listed}{more}",
+            f"{listed(missing)}",
             stacklevel=4,  # the caller of load_scene
         )
     return found
@@ -159,15 +185,17 @@ def load_view(photo: Photo, *, resolution: int | None = None) -> View:
 
     Raises InputError: the file cannot be read or does not decode, or its aspect ratio is not the lens's.
     """
-    with _open(photo.path) as image:
-        turn = _quarter_turn(photo, image)
-        _shrink_in_decoder(image, resolution)
-        image = _decode(photo.path, image)
+    with open_image(photo.path) as image:
+        turn = quarter_turn(photo, image)
+        shrink_in_decoder(image, resolution)
+        image = decode(photo.path, image)
+    if photo.alpha == "mask":
+        image = image.convert("RGB")
     if turn is not None:
         image = image.transpose(turn)
-    if photo.lens.model not in _PINHOLE:
-        image = _reduce(image, _fit(*image.size, 2 * resolution if resolution else None))
-    pixels, K = _undistort(photo.lens, image)
+    if is_distorted(photo.lens):
+        image = _reduce(image, fitted(*image.size, 2 * resolution if resolution else None))
+    pixels, K = undistort(photo.lens, image)
     return _view(photo, pixels, K, resolution)
 
 
@@ -179,26 +207,26 @@ def _view(photo: Photo, image: "Image", K: np.ndarray, resolution: int | None) -
         K=torch.tensor(K, dtype=torch.float32),
         viewmat=torch.tensor(photo.viewmat, dtype=torch.float32),
     )
-    size = _fit(*image.size, resolution)
+    size = fitted(*image.size, resolution)
     pixels = np.array(_reduce(image, size))  # [H, W, 3 or 4]
     if pixels.shape[-1] == 4 and pixels[..., 3].min() == 255:
         pixels = pixels[..., :3].copy()
     return View(camera.resized(*size), torch.from_numpy(pixels), photo.path)
 
 
-def _open(path: Path) -> "Image":
+def open_image(path: Path) -> "Image":
     from PIL import Image
 
     try:
         return Image.open(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _undecodable(path, error) from None
+        raise undecodable(path, error) from None
 
 
-def _shrink_in_decoder(image: "Image", resolution: int | None) -> None:
+def shrink_in_decoder(image: "Image", resolution: int | None) -> None:
     """Let the JPEG decoder divide the size by 8, 4 or 2 exactly, to no less than twice the final one."""
     width, height = image.size
-    target = min(_fit(width, height, resolution))
+    target = min(fitted(width, height, resolution))
     for factor in (8, 4, 2):
         small = (width // factor, height // factor)
         if width % factor == height % factor == 0 and min(small) >= 2 * target:
@@ -206,7 +234,7 @@ def _shrink_in_decoder(image: "Image", resolution: int | None) -> None:
             return
 
 
-def _decode(path: Path, image: "Image") -> "Image":
+def decode(path: Path, image: "Image") -> "Image":
     """Pixels as mode RGB or RGBA."""
     if image.mode.startswith(("I", "F")):
         raise InputError(
@@ -216,10 +244,10 @@ def _decode(path: Path, image: "Image") -> "Image":
     try:
         return image.convert("RGBA" if has_alpha else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise _undecodable(path, error) from None
+        raise undecodable(path, error) from None
 
 
-def _undecodable(path: Path, error: Exception) -> InputError:
+def undecodable(path: Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.strerror:
         return InputError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk")
     reason = " ".join(str(error).split()).replace(str(path), "it").replace(repr(str(path)), "it")
@@ -228,16 +256,16 @@ def _undecodable(path: Path, error: Exception) -> InputError:
     )
 
 
-def _quarter_turn(photo: Photo, image: "Image"):
+def quarter_turn(photo: Photo, image: "Image"):
     """The transposition that makes the photo fit its lens: None or the EXIF tag's, else InputError."""
     from PIL.Image import Transpose
 
     lens = (photo.lens.width, photo.lens.height)
-    if _same_ratio(image.size, lens):
+    if same_ratio(image.size, lens):
         return None
     turns = {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
     turn = turns.get(image.getexif().get(_EXIF_ORIENTATION))
-    if turn is not None and _same_ratio(image.size[::-1], lens):
+    if turn is not None and same_ratio(image.size[::-1], lens):
         return turn
     raise InputError(
         f"{photo.path}: photo of {image.width}x{image.height} pixels, expected the aspect ratio of its "
@@ -246,13 +274,13 @@ def _quarter_turn(photo: Photo, image: "Image"):
     )
 
 
-def _same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
+def same_ratio(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether one size is the other times one factor, both sides rounded up, or down, or to the nearest."""
     (w, h), (W, H) = sorted((size, other))
     return abs(w / W - h / H) < 1 / min(W, H)
 
 
-def _fit(width: int, height: int, longest: int | None) -> tuple[int, int]:
+def fitted(width: int, height: int, longest: int | None) -> tuple[int, int]:
     """The size with that longest side and the same ratio; never larger than the given one."""
     if longest is None or longest >= max(width, height):
         return width, height
@@ -270,9 +298,12 @@ def _reduce(image: "Image", size: tuple[int, int]) -> "Image":
     )  # Pillow premultiplies alpha while it resizes
 
 
-def _undistort(lens: Lens, image: "Image") -> tuple["Image", np.ndarray]:
-    """The photo as a pinhole camera takes it, cropped to what the lens saw, and that camera's K [3, 3]."""
-    if lens.model in _PINHOLE:
+def undistort(lens: Lens, image: "Image") -> tuple["Image", np.ndarray]:
+    """The photo as a pinhole camera takes it, cropped to what the lens saw, and that camera's K [3, 3].
+
+    Of mode RGB, RGBA or L.
+    """
+    if not is_distorted(lens):
         fx, fy, cx, cy = (lens.params[i] for i in _PINHOLE[lens.model])
         x, y = image.width / lens.width, image.height / lens.height
         return image, np.array([[fx * x, 0.0, cx * x], [0.0, fy * y, cy * y], [0.0, 0.0, 1.0]])
@@ -284,7 +315,7 @@ def _undistort(lens: Lens, image: "Image") -> tuple["Image", np.ndarray]:
     camera.rescale(*image.size)
     try:
         straighten = partial(pycolmap.undistort_image, pycolmap.UndistortCameraOptions())
-        if image.mode == "RGB":
+        if image.mode in ("RGB", "L"):
             bitmap, pinhole = straighten(pycolmap.Bitmap.from_array(np.asarray(image)), camera)
             return Image.fromarray(bitmap.to_array()), pinhole.calibration_matrix()
         premultiplied = np.asarray(image.convert("RGBa"))  # [H, W, 4]

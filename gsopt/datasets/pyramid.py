@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gsopt.datasets.scene import View
@@ -40,6 +41,8 @@ class ViewPyramid:
 def reduce_view(view: View, factor: int) -> View:
     """The view with each `factor` x `factor` pixels averaged to one; what does not fill one is cut off.
 
+    It counts where all of these count, and its depth is known where all of theirs are.
+
     A pixel of the result sees just what its pixels saw, so the intrinsics are those of the view / `factor`.
     """
     camera = view.camera
@@ -49,7 +52,16 @@ def reduce_view(view: View, factor: int) -> View:
         camera=cut.resized(width, height),
         image=_average(view.image[: cut.height, : cut.width], factor),
         path=view.path,
+        mask=None if view.mask is None else _reduced(view.mask[: cut.height, : cut.width], factor) == 1,
+        inverse_depth=None
+        if view.inverse_depth is None
+        else _reduced(view.inverse_depth[: cut.height, : cut.width], factor),
     )
+
+
+def _reduced(values: Tensor, factor: int) -> Tensor:
+    """Means [H / factor, W / factor] of [H, W]; NaN where any value is."""
+    return F.avg_pool2d(values.float()[None], factor)[0]
 
 
 def _average(image: Tensor, factor: int) -> Tensor:

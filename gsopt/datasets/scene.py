@@ -16,11 +16,15 @@ class View:
 
     image: uint8 [H, W, 3], or [H, W, 4] with straight (not premultiplied) alpha; H, W are the camera's.
     path: the file the photo was read from, None where there is none.
+    mask: bool [H, W], where the photo is used; None for everywhere. Other pixels count in no loss or metric.
+    inverse_depth: float32 [H, W], 1 / z in 1 / world units, NaN where unknown; None where nothing is known.
     """
 
     camera: Camera
     image: Tensor  # [H, W, 3 or 4]
     path: Path | None = None
+    mask: Tensor | None = None  # [H, W]
+    inverse_depth: Tensor | None = None  # [H, W]
 
     def rgb(self, background: Tensor) -> Tensor:
         """The photo as float32 [H, W, 3] in 0..1, composited on `background` [3] where it has alpha."""

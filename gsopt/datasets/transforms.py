@@ -15,21 +15,23 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from gsopt.datasets.images import MAX_NAMES, Lens, Photo, image_size
+from gsopt.datasets.images import DepthFile, Lens, Photo, image_size
 from gsopt.datasets.point_files import read_points
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
-from gsopt.text import shortened
+from gsopt.text import listed, shortened
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp")  # of a file_path without one
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 _DISTORTION = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # the order of OpenCV and of FULL_OPENCV
 _FOCAL = tuple(form.format(axis) for form in ("fl_{}", "camera_angle_{}", "{}_fov") for axis in "xy")
 _OTHER_LENSES = ("ortho", "equirectangular", "latlong", "ftheta_p0")  # of instant-ngp
+_DEPTH_UNIT = 0.001  # world units: nerfstudio's default, for millimetres in a world of metres
 _RIGID = 1e-2  # largest deviation of a rotation's products from the identity: files are rounded
 
 
@@ -143,10 +145,9 @@ def _splits(source: Path, content: dict, paths: list[Path]) -> list[tuple[str | 
             _check_name(source, keys[split], name)
         found[split] = {_photo_path(source.parent, name) for name in names}
     if strange := sorted({path.name for files in found.values() for path in files - set(paths)}):
-        listed = ", ".join(strange[:MAX_NAMES]) + (", ..." if len(strange) > MAX_NAMES else "")
         warnings.warn(
             f"{source}: {len(strange)} names in its lists of train, val and test photos are no frames and "
-            f"are left out: {listed}",
+            f"are left out: {listed(strange)}",
             stacklevel=5,  # the caller of load_scene
         )
     test = found.get("test") or found.get("val", set())
@@ -180,8 +181,31 @@ def _photos(
         lens = _lens(where, [frame, content], path)
         viewmat = _viewmat(where, frame["transform_matrix"])
         name = path.relative_to(folder).as_posix()
-        photos += [Photo(name, path, lens, viewmat, split) for split in of_frame]
+        maps = _map_paths(where, source, frame, content)
+        photos += [Photo(name, path, lens, viewmat, split, *maps) for split in of_frame]
     return photos
+
+
+def _map_paths(where: str, source: Path, frame: dict, content: dict) -> tuple[Path | None, DepthFile | None]:
+    """Files of a frame's mask (mask_path) and depth map (depth_file_path), as nerfstudio names them.
+
+    Depths are in units of depth_unit_scale_factor, of the frame or else the file, by default thousandths.
+    """
+    found = {}
+    for key in ("mask_path", "depth_file_path"):
+        name = frame.get(key)
+        if name is not None and not isinstance(name, str):
+            raise InputError(
+                f"{where}: {key} is {shortened(repr(name), 80)}, expected the path of a file; correct it"
+            )
+        _check_name(source, f"{where.rpartition(': ')[2]}: {key}", name)
+        found[key] = source.parent / name.replace("\\", "/") if name else None
+    if found["depth_file_path"] is None:
+        return found["mask_path"], None
+    unit = _number(where, [frame, content], "depth_unit_scale_factor", _DEPTH_UNIT)
+    if unit <= 0:
+        raise InputError(f"{where}: depth_unit_scale_factor is {unit:g}, expected more than 0; correct it")
+    return found["mask_path"], DepthFile(found["depth_file_path"], scale=unit)
 
 
 def _viewmat(where: str, matrix: list) -> np.ndarray:
@@ -221,15 +245,7 @@ def _lens(where: str, levels: list[dict], path: Path) -> Lens | None:
     """Intrinsics, the frame's before the file's (levels); None if only the missing photo has the size."""
     levels = [{key: value for key, value in level.items() if value is not None} for level in levels]
 
-    def number(key: str, default: float | None = None) -> float | None:
-        value = next((level[key] for level in levels if key in level), default)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e99 < value < 1e99:
-            found = shortened(repr(value), 80)
-            raise InputError(f"{where}: {key} is {found}, expected a finite number; correct it")
-        return float(value)
-
+    number = partial(_number, where, levels)
     size = number("w"), number("h")
     if None in size:
         if not path.is_file():
@@ -257,6 +273,17 @@ def _focal_length(number, level: dict, axis: str, pixels: int) -> float | None:
     if f"{axis}_fov" in level:
         return _focal_of_angle(math.radians(number(f"{axis}_fov")), pixels)
     return None
+
+
+def _number(where: str, levels: list[dict], key: str, default: float | None = None) -> float | None:
+    """The number that the first level with a value for `key` has."""
+    value = next((level[key] for level in levels if level.get(key) is not None), default)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e99 < value < 1e99:
+        found = shortened(repr(value), 80)
+        raise InputError(f"{where}: {key} is {found}, expected a finite number; correct it")
+    return float(value)
 
 
 def _focal_of_angle(angle: float, pixels: int) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gsopt.errors import InputError
 from gsopt.native import build
 
-ABI = 5
+ABI = 6
 _TOO_MANY = 2  # GSOPT_TOO_MANY
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
@@ -48,7 +48,7 @@ class View(ctypes.Structure):
         ("n", _LONG),
         *((name, ctypes.c_int32) for name in ("degree", "bands", "height", "width")),
         *((name, _POINTER) for name in ("means", "quats", "scales", "opacities", "dc", "rest", "background")),
-        *((name, _POINTER) for name in ("target", "target8")),
+        *((name, _POINTER) for name in ("target", "target8", "mask")),
         *((name, _POINTER) for name in ("radii", "means2d", "cov2d", "depths", "splat_opacities", "colors")),
         *((name, _POINTER) for name in ("image", "v_image", "v_means2d", "v_absolute", "v_cov2d")),
         *((name, _POINTER) for name in ("v_colors", "v_splat_opacities", "v_means", "v_quats", "v_scales")),
@@ -95,7 +95,7 @@ _SIGNATURES = {
     "gsopt_set_colors": (_INT, [_POINTER, _INT, _POINTER]),
     "gsopt_rasterize": (_INT, [_POINTER, _INT, *[_POINTER] * 3]),
     "gsopt_rasterize_backward": (_INT, [_POINTER, _INT, *[_POINTER] * 8]),
-    "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 3, ctypes.c_double, *[_POINTER] * 2]),
+    "gsopt_photometric": (_INT, [_POINTER, _INT, _INT, *[_POINTER] * 4, ctypes.c_double, *[_POINTER] * 2]),
     "gsopt_view_gradients": (_INT, [_POINTER, ctypes.POINTER(Camera), ctypes.POINTER(View)]),
     "gsopt_statistics": (_INT, [_LONG, _POINTER, _POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER]),
     "gsopt_rows_below": (_LONG, [_LONG, _POINTER, _FLOAT, _POINTER, _POINTER]),

@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 
-#define GSOPT_ABI 5
+#define GSOPT_ABI 6
 #define GSOPT_NO_MEMORY 1
 #define GSOPT_TOO_MANY 2 /* (Gaussian, tile) pairs for 32 bits */
 #define EXPORT __attribute__((visibility("default")))
@@ -76,10 +76,11 @@ EXPORT int gsopt_rasterize_backward(gsopt_frame *frame, int channels, const floa
                                     const float *v_alpha, float *v_means2d, float *v_absolute, float *v_cov2d,
                                     float *v_colors, float *v_opacities);
 
-/* ssim.c: (1 - weight) L1 + weight (1 - SSIM) of images [H,W,3]; target is uint8 (target8) or float. gradient
- * [H,W,3] or NULL. values [3]: the loss, mean L1, mean SSIM. The frame lends its loss buffers only. */
+/* ssim.c: (1 - weight) L1 + weight (1 - SSIM) of images [H,W,3]; target is uint8 (target8) or float. mask [H,W] or NULL: pixels
+ * where it is 0 are as if outside the image. gradient [H,W,3] or NULL. values [3]: the loss, mean L1, mean SSIM; without any
+ * pixel 0, 0 and 1, and the gradient is 0. The frame lends its loss buffers only. */
 EXPORT int gsopt_photometric(gsopt_frame *frame, int height, int width, const float *image, const uint8_t *target8,
-                             const float *target, double weight, float *values, float *gradient);
+                             const float *target, const uint8_t *mask, double weight, float *values, float *gradient);
 
 /* view.c: all of the above for one training view: the photometric loss of its image and the gradients by the Gaussians, as the
  * functions above give them when called one after the other. Three channels; the fields are their arguments. Of the gradients by
@@ -88,7 +89,7 @@ typedef struct {
     int64_t n;
     int32_t degree, bands, height, width;
     const float *means, *quats, *scales, *opacities, *dc, *rest, *background, *target;
-    const uint8_t *target8;
+    const uint8_t *target8, *mask;
     int32_t *radii;
     float *means2d, *cov2d, *depths, *splat_opacities, *colors, *image;
     float *v_image, *v_means2d, *v_absolute, *v_cov2d, *v_colors, *v_splat_opacities;

@@ -9,6 +9,8 @@
  * cache. Going down a band, GROUP rows from y on are multiplied and blurred along x, as many from y - 5 on get their
  * SSIM, and from y - 10 on their gradient; blurring a group along y reads each row once. A strip is cut out with a
  * margin, and every value is computed the same way in whatever band, strip or group.
+ *
+ * With a mask, pixels that it ignores are as if they were outside the image: zeros in both pictures, and not counted.
  */
 #include "internal.h"
 
@@ -16,6 +18,8 @@
 #define HALF 5
 #define MAPS 4      /* blurred: x, y, x^2 + y^2, x y */
 #define SLOPES 3    /* derivatives of SSIM by the blurred x, x^2 + y^2, x y */
+#define USED (MAPS + SLOPES) /* the row that says which floats count */
+#define ROWS (USED + 1)
 #define PAD 32      /* floats cut out on both sides of a strip: twice the reach of the window, and aligned */
 #define INNER 16    /* of those, what only the products need */
 #define STRIP 768   /* floats at most */
@@ -30,7 +34,8 @@ static const float WINDOW[HALF + 1] = {0.26601172f, 0.21300554f, 0.10936069f, 0.
 typedef struct {
     int height, length, strips, strip, bands, band; /* length 3 W: floats of a row */
     const float *image, *target;
-    const uint8_t *target8;
+    const uint8_t *target8, *mask;
+    double counted; /* floats */
     float weight, *gradient;
     double (*sums)[2]; /* [H, strips]: L1, SSIM */
     float *scratch;
@@ -41,11 +46,11 @@ typedef struct { /* one strip of one band, and a thread's buffers */
     const ssim_job *job;
     int left, width, stride;         /* first float of the strip, floats, floats of a buffer's row */
     int first, end;                  /* rows of the band */
-    float *rings, *rows, *blurred;   /* [MAPS + SLOPES, RING, stride], [MAPS + SLOPES, stride], [MAPS, GROUP, stride] */
+    float *rings, *rows, *blurred;   /* [MAPS + SLOPES, RING, stride], [ROWS, stride], [MAPS, GROUP, stride] */
 } ssim_strip;
 
 static size_t scratch_size(int strip) {
-    return (size_t)((MAPS + SLOPES) * (RING + 1) + MAPS * GROUP) * (strip + 2 * PAD);
+    return (size_t)((MAPS + SLOPES) * RING + ROWS + MAPS * GROUP) * (strip + 2 * PAD);
 }
 static float *row_of(const ssim_strip *s, int map) { return s->rows + (size_t)map * s->stride; }
 static float *ring_row(const ssim_strip *s, int map, int y) {
@@ -63,7 +68,23 @@ INLINE void image_range(const ssim_strip *s, int *first, int *end) {
     *first = max_int(0, PAD - s->left), *end = min_int(s->stride, s->job->length - s->left + PAD);
 }
 
-static void load_rows(const ssim_strip *s, int y, float *x, float *t) {
+/* Of a masked image: 1 where a float of row y counts, else 0, and 0 outside the image. */
+static const float *load_used(const ssim_strip *s, int y) {
+    float *used = row_of(s, USED);
+    int first, end;
+    image_range(s, &first, &end);
+    int place = s->left - PAD + first, channel = place % 3;
+    const uint8_t *pixel = s->job->mask + (int64_t)y * (s->job->length / 3) + place / 3;
+    for (int i = first; i < end; i++) {
+        used[i] = *pixel != 0;
+        if (++channel == 3) channel = 0, pixel++;
+    }
+    return used;
+}
+
+INLINE vm counts(const float *used) { return vf_lt(vf_set(0), vf_load(used)); }
+
+static void load_pictures(const ssim_strip *s, int y, float *x, float *t) {
     const ssim_job *job = s->job;
     int first, end;
     image_range(s, &first, &end);
@@ -75,6 +96,16 @@ static void load_rows(const ssim_strip *s, int y, float *x, float *t) {
     }
     const uint8_t *bytes = job->target8 + at;
     for (int i = first; i < end; i++) t[i] = bytes[i] * (1.0f / 255.0f);
+}
+
+static void load_rows(const ssim_strip *s, int y, float *x, float *t) {
+    load_pictures(s, y, x, t);
+    if (!s->job->mask) return;
+    const float *used = load_used(s, y);
+    for (int i = 0; i < s->stride; i += LANES) { /* whatever is ignored, NaN too, becomes zero */
+        vm counted = counts(used + i);
+        vf_store(x + i, vf_only(counted, vf_load(x + i))), vf_store(t + i, vf_only(counted, vf_load(t + i)));
+    }
 }
 
 INLINE vf blur_x(const float *in) { /* at *in; taps are three floats apart */
@@ -137,8 +168,9 @@ static void ssim_row(const ssim_strip *s, int y, int r, int counted) {
     for (int m = 0; m < MAPS; m++) blurred[m] = blurred_row(s, m, r);
     for (int m = 0; m < SLOPES; m++) slopes[m] = row_of(s, MAPS + m);
     vf total = vf_set(0);
+    const float *used = s->job->mask ? load_used(s, y) : NULL;
     for (int i = INNER; i < s->stride - INNER; i += LANES) {
-        vm inside = inside_image(s, i);
+        vm inside = used ? counts(used + i) : inside_image(s, i);
         vf mu_x = vf_load(blurred[0] + i), mu_y = vf_load(blurred[1] + i);
         vf squares = vf_load(blurred[2] + i), product = vf_load(blurred[3] + i);
         vf mu_xy = mu_x * mu_y, mu_squares = mu_x * mu_x + mu_y * mu_y;
@@ -158,7 +190,8 @@ static void gradient_row(const ssim_strip *s, int y, int r) {
     const ssim_job *job = s->job;
     float *x = row_of(s, 0), *t = row_of(s, 1);
     load_rows(s, y, x, t);
-    float n = (float)job->height * job->length, by_l1 = (1 - job->weight) / n, by_ssim = job->weight / n;
+    const float *used = job->mask ? row_of(s, USED) : NULL;
+    float n = (float)job->counted, by_l1 = (1 - job->weight) / n, by_ssim = job->weight / n;
     const float *blurred[SLOPES];
     for (int m = 0; m < SLOPES; m++) blurred[m] = blurred_row(s, m, r);
     vf total = vf_set(0), zero = vf_set(0);
@@ -171,6 +204,7 @@ static void gradient_row(const ssim_strip *s, int y, int r) {
         vf by_product = vf_load(blurred[2] + PAD + i);
         vf sign = vf_only(vf_lt(zero, difference), vf_set(by_l1)) - vf_only(vf_lt(difference, zero), vf_set(by_l1));
         vf value = sign - by_ssim * (by_mean + 2.0f * a * by_squares + b * by_product);
+        if (used) value = vf_only(counts(used + PAD + i), value);
         float *out = job->gradient + (int64_t)y * job->length + s->left + i;
         if (i + LANES <= end)
             vf_store(out, value);
@@ -201,9 +235,9 @@ static void ssim_task(void *context, int64_t task, int thread) {
     int left = (int)(task % job->strips) * job->strip, first = (int)(task / job->strips) * job->band;
     int end = min_int(first + job->band, job->height), stride = job->strip + 2 * PAD;
     float *rings = job->scratch + (size_t)thread * job->scratch_floats;
-    float *rows = rings + (size_t)(MAPS + SLOPES) * RING * stride, *blurred = rows + (size_t)(MAPS + SLOPES) * stride;
+    float *rows = rings + (size_t)(MAPS + SLOPES) * RING * stride, *blurred = rows + (size_t)ROWS * stride;
     ssim_strip s = {job, left, job->strip, stride, first, end, rings, rows, blurred};
-    memset(rows, 0, (size_t)(MAPS + SLOPES) * stride * sizeof(float));
+    memset(rows, 0, (size_t)ROWS * stride * sizeof(float));
     for (int y = first - 2 * HALF; y - 2 * HALF < end; y += GROUP) {
         for (int r = 0; r < GROUP; r++) push_products(&s, y + r);
         if (y + GROUP - HALF > first - HALF) ssim_group(&s, y - HALF);
@@ -211,8 +245,16 @@ static void ssim_task(void *context, int64_t task, int thread) {
     }
 }
 
+/* Floats that count. */
+static double count_floats(int height, int length, const uint8_t *mask) {
+    int64_t pixels = (int64_t)height * length / 3, used = 0;
+    if (!mask) return (double)height * length;
+    for (int64_t i = 0; i < pixels; i++) used += mask[i] != 0;
+    return 3.0 * used;
+}
+
 static int photometric_locked(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
-                      const float *target, double weight, float *values, float *gradient) {
+                      const float *target, const uint8_t *mask, double weight, float *values, float *gradient) {
     int length = 3 * width, strips = (int)div_up(length, STRIP), threads = pool_threads();
     int strip = (int)div_up(div_up(length, strips), 16) * 16;
     strips = (int)div_up(length, strip);
@@ -225,6 +267,7 @@ static int photometric_locked(gsopt_frame *f, int height, int width, const float
         return GSOPT_NO_MEMORY;
     ssim_job job = {.height = height, .length = length, .strips = strips, .strip = strip, .band = band,
                     .bands = (int)div_up(height, band), .image = image, .target = target, .target8 = target8,
+                    .mask = mask, .counted = count_floats(height, length, mask),
                     .weight = (float)weight, .gradient = gradient, .sums = f->loss_sums.data,
                     .scratch = f->loss_scratch.data, .scratch_floats = each};
     stage_clock clock = stage_begin();
@@ -232,15 +275,18 @@ static int photometric_locked(gsopt_frame *f, int height, int width, const float
     stage_end(&clock, STAGE_LOSS);
     double l1 = 0, ssim = 0;
     for (size_t i = 0; i < rows; i++) l1 += job.sums[i][0], ssim += job.sums[i][1];
-    l1 /= (double)height * length, ssim /= (double)height * length;
+    if (job.counted > 0)
+        l1 /= job.counted, ssim /= job.counted;
+    else
+        ssim = 1; /* no difference */
     values[0] = (float)((1 - weight) * l1 + weight * (1 - ssim)), values[1] = (float)l1, values[2] = (float)ssim;
     return 0;
 }
 
 int gsopt_photometric(gsopt_frame *f, int height, int width, const float *image, const uint8_t *target8,
-                      const float *target, double weight, float *values, float *gradient) {
+                      const float *target, const uint8_t *mask, double weight, float *values, float *gradient) {
     pool_lock(); /* loss_scratch is by thread */
-    int status = photometric_locked(f, height, width, image, target8, target, weight, values, gradient);
+    int status = photometric_locked(f, height, width, image, target8, target, mask, weight, values, gradient);
     pool_unlock();
     return status;
 }

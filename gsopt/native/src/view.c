@@ -42,7 +42,8 @@ static int all_finite(const gsopt_view *v) {
 int gsopt_view_gradients(gsopt_frame *f, const gsopt_camera *cam, gsopt_view *v) {
     int status = forward(f, cam, v);
     if (!status)
-        status = gsopt_photometric(f, v->height, v->width, v->image, v->target8, v->target, v->weight, v->loss, v->v_image);
+        status = gsopt_photometric(f, v->height, v->width, v->image, v->target8, v->target, v->mask, v->weight, v->loss,
+                                   v->v_image);
     if (!status) status = backward(f, cam, v);
     v->finite = !status && all_finite(v);
     return status;
