@@ -32,17 +32,18 @@ from gsopt.group_options import (
 )
 from gsopt.groups import GroupSpec
 from gsopt.joint_options import joint_specs, present_groups, still_groups
+from gsopt.limits import AT_LEAST, FIXED, LARGEST_SEED
 from gsopt.locks import check_attributes
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.optim.arguments import check_optimizer_flags
 from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
-from gsopt.scene_options import FIXED_POINTS, SceneOptions
+from gsopt.scene_options import SceneOptions
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
 from gsopt.similarity import Similarity
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
-from gsopt.supervision import SETTLED, SupervisionOptions
+from gsopt.supervision import SupervisionOptions
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 ITERATION_LISTS = ("test_iterations", "save_iterations")
@@ -361,46 +362,6 @@ class TrainConfig(SceneOptions, SupervisionOptions):
 
 
 STRATEGIES = {"default": "densify", "mcmc": "mcmc", "budget": "budget"}  # --strategy: name of its settings
-
-LARGEST_SEED = 2**63 - 2  # torch takes 64 bits with a sign, and a run uses the next one, too
-
-AT_LEAST = {
-    "iterations": 1,
-    "schedule_iterations": 1,
-    "resolution": 1,
-    "threads": 1,
-    "max_gaussians": 1,
-    "keep": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "sh_degree_every": 1,
-    "checkpoint_every": 1,
-    "test_every": 0,
-    "sh_degree": 0,
-    "start_step": 0,
-    "init_warmup": 0,
-    "seed": 0,
-}
-
-FIXED = (
-    FIXED_POINTS
-    | SETTLED
-    | {  # what cannot change in a run, and why
-        "init": "it has started already",
-        "start-step": "it has started already",
-        "init-rates": "it has started already",
-        "init-warmup": "it has started already",
-        "init-reset-opacity": "it has started already",
-        "images": "the order of its views depends on them",
-        "test-every": "its test views must stay unseen",
-        "sh-degree": "its harmonics are in the checkpoint",
-        "seed": "its random choices have begun",
-        "optimize-poses": "what it trains beside the model is settled",
-        "exposure": "what it trains beside the model is settled",
-        "background-model": "it has one or none in its checkpoints",
-        "background-model-trainable": "its background is saved accordingly",
-    }
-)
 
 
 def _flag(name: str) -> str:

@@ -59,6 +59,7 @@ HOUSE = {
     "pruning": {"cameras", "model", "render"},
     "ranks": {"device", "guards"},
     "supervision": {"datasets", "losses", "schedules"},
+    "limits": {"scene_options", "supervision"},
     "evaluation": {"cameras", "datasets", "losses", "metrics", "model", "ranks", "render", "runtime"},
 }
 BELOW = set(HOUSE)

@@ -9,7 +9,7 @@ import torch
 
 from gsopt import checkpoint
 from gsopt.commands import main
-from gsopt.config import FIXED
+from gsopt.limits import FIXED
 from gsopt.rundir import read_json
 
 DONE, END = 20, 30  # steps
@@ -204,6 +204,9 @@ MAY_NOT = {  # flags; what is said
     "resets": (["--init", "SPLAT", "--init-reset-opacity"], "it has started already"),
     "points": (["--init-points", "50"], "it has started already"),
     "most points": (["--init-max", "50"], "it has started already"),
+    "masks": (["--masks", "elsewhere"], "which pixels and which views count depends on it"),
+    "no masks": (["--no-masks"], "which pixels and which views count depends on it"),
+    "transparency": (["--alpha", "mask"], "which pixels and which views count depends on it"),
     "world": (["--normalize", "up"], "its model is in the units of the one"),
     "output": (["--output", "elsewhere"], "--resume goes on in"),
     "another scene": (["--scene", "OTHER"], "not the 8 views that"),
