@@ -61,6 +61,17 @@ def test_metric_depths_in_npy(tmp_path, values):
     assert all(view.inverse_depth is None for view in load_scene(tmp_path).train)
 
 
+@pytest.mark.parametrize("kind", ["scale", "up"])
+def test_depths_are_in_the_units_of_a_normalised_world(tmp_path, kind):
+    scenes.write_colmap(tmp_path)
+    save_npy(tmp_path)
+    scene = load_scene(tmp_path, depths=True, normalize=kind)
+    assert scene.world.scale != 1
+    found = next(view.inverse_depth for view in scene.train if view.inverse_depth is not None)
+    z = scenes.depth(SHOTS[1]) * np.float32(scene.world.scale)
+    torch.testing.assert_close(found, expected(z), equal_nan=True)
+
+
 def write_parameters(scene, **scales):
     content = {name: {"scale": scale, "offset": offset} for name, (scale, offset) in scales.items()}
     (scene / "sparse" / "0" / "depth_params.json").write_text(json.dumps(content))
