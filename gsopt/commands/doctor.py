@@ -20,7 +20,10 @@ from gsopt.native import build
 from gsopt.render.cuda import SUPPORTED
 
 ABOUT = "What there is to train with (torch, CUDA, gsplat, compiler, kernel, extras), and what a run uses."
-EXTRAS = {"cuda": "gsplat", "compiler": "ziglang", "plots": "matplotlib", "spz": "zstandard"}  # of setup.py
+EXTRAS = {  # of setup.py, with the package that each brings
+    **{"cuda": "gsplat", "compiler": "ziglang", "plots": "matplotlib", "spz": "zstandard"},
+    **{"video": "imageio-ffmpeg", "lpips": "torchmetrics"},
+}
 
 
 @dataclass
