@@ -17,7 +17,7 @@ from gsopt.schedules import LogLinear
 FINAL_DEPTH_WEIGHT = 0.01  # at the end of the run, of that at its start: the original 3DGS's
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SupervisionOptions:
     """Settings, those of `TrainConfig`. docs/data.md shows the files."""
 
