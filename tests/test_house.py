@@ -90,10 +90,12 @@ HOUSE["commands"] = BELOW | {
         "bench",
         "sweep",
         "inspection",
+        "prepare",
         "warm_start",
         "commands",
     ),
 }
+HOUSE["prepare"] = {"datasets", "device", "rundir", "text"}
 HOUSE["__main__"] = {"commands"}
 
 
