@@ -7,6 +7,7 @@ events.out.tfevents.*                            TensorBoard
 checkpoints/step_00001000.pt                     all that is needed to continue
 point_cloud/iteration_1000/point_cloud.ply       the model
 history.json                                     the tests on the way so far
+by_hand.json                                     what was done by hand so far, such as in the viewer
 point_cloud/iteration_1000/background.ply        the second model, if it is trained
 point_cloud/iteration_1000/views.json            pose and exposure of each training view, if they are trained
 metrics.json                                     PSNR, SSIM, L1 at the end
@@ -46,6 +47,7 @@ class RunFolder:
         self.refined_cameras = self.path / "cameras_refined.json"
         self.metrics = self.path / "metrics.json"
         self.history = self.path / "history.json"
+        self.by_hand = self.path / "by_hand.json"
         self.checkpoints = self.path / "checkpoints"
         self.renders = self.path / "renders"
         self.picture = self.renders / "comparison.png"
