@@ -37,7 +37,7 @@ def draw_photos(folder: Path, count: int = 6) -> dict[str, np.ndarray]:
 
 def make_untidy(folder: Path, centers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Put photos of `draw_photos` in subfolders and other formats, and others beside; the centres again."""
-    names = {"0.png": "first/a.JPG", "1.png": "first/b.jpeg", "2.png": "second/a.jpg", "3.png": "c.tif"}
+    names = {"0.png": "first walk/a.JPG", "1.png": "first walk/é.jpeg", "2.png": "second/a.jpg", "3.png": "c.tif"}
     for old, new in names.items():
         path = folder / new
         path.parent.mkdir(exist_ok=True)
@@ -51,7 +51,7 @@ def make_untidy(folder: Path, centers: dict[str, np.ndarray]) -> dict[str, np.nd
             )
         (folder / old).unlink()
     Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 90)).save(folder / "wall.png")
-    (folder / "broken.jpg").write_bytes((folder / "first/a.JPG").read_bytes()[:2000])
+    (folder / "broken.jpg").write_bytes((folder / "first walk/a.JPG").read_bytes()[:2000])
     (folder / "notes.txt").write_text("not a photo")
     (folder / ".hidden.png").write_text("nor this")
     names["3.png"] = "c.tif.png"  # COLMAP gets it as PNG

@@ -58,8 +58,9 @@ def load_scene(
 ) -> Scene:
     """Read a scene: cameras, photos (decoded in parallel, undistorted, uint8) and points.
 
-    The format is detected: `sparse/0` or `sparse` is COLMAP, `transforms_train.json` NeRF-synthetic, and
-    `transforms.json` (or `path` itself, if it is a JSON file) nerfstudio or instant-ngp. Photos that are
+    The format is detected: `sparse/0` or `sparse` is COLMAP, `transforms_train.json` NeRF-synthetic,
+    `transforms.json` (or `path` itself, if it is a JSON file) nerfstudio or instant-ngp; at last
+    `colmap/sparse/0` is COLMAP. Photos that are
     listed but not there are left out with one warning. Without points in the scene, they are random: see
     `random_points`. docs/data.md shows the folders.
 
@@ -150,14 +151,22 @@ def _read(root: Path) -> _Listing:
         raise InputError(f"{root}: no such directory (found {found}); give the folder of a scene")
     model = find_model(root)
     if model is not None:
-        photos, points = read_model(model, root / "images")
-        return _Listing("colmap", model, photos, root / "images", lambda most: thinned(points(), most))
+        return _colmap(model, root / "images")
     train, single = root / "transforms_train.json", root / "transforms.json"
     if train.is_file():
         return _Listing("nerf-synthetic", train, *read_nerf_synthetic(root), find_points(train))
     if single.is_file():
         return _Listing("transforms", single, *read_transforms(single), find_points(single))
+    model = find_model(root / "colmap")  # nerfstudio's, where there is no transforms.json of it
+    if model is not None:
+        folders = (root / "images", root / "colmap" / "images")
+        return _colmap(model, next((folder for folder in folders if folder.is_dir()), folders[0]))
     raise _no_scene(root)
+
+
+def _colmap(model: Path, folder: Path) -> _Listing:
+    photos, points = read_model(model, folder)
+    return _Listing("colmap", model, photos, folder, lambda most: thinned(points(), most))
 
 
 def _no_scene(root: Path) -> InputError:
