@@ -28,14 +28,23 @@ class ViewPyramid:
         """View `index` with sides divided by `factor` (1, 2, 4, ...), or by less where it would get tiny."""
         if factor != self._factor:
             self._factor, self._reduced = factor, {}
-        view = self._views[index]
-        while factor > 1 and max(view.camera.width, view.camera.height) < factor * SMALLEST:
-            factor //= 2
+        factor = self._possible(index, factor)
         if factor == 1:
-            return view
+            return self._views[index]
         if index not in self._reduced:
-            self._reduced[index] = reduce_view(view, factor)
+            self._reduced[index] = reduce_view(self._views[index], factor)
         return self._reduced[index]
+
+    def pixels(self, index: int, factor: int) -> int:
+        """How many `view` has, without making it."""
+        camera, factor = self._views[index].camera, self._possible(index, factor)
+        return (camera.width // factor) * (camera.height // factor)
+
+    def _possible(self, index: int, factor: int) -> int:
+        camera = self._views[index].camera
+        while factor > 1 and max(camera.width, camera.height) < factor * SMALLEST:
+            factor //= 2
+        return factor
 
 
 def reduce_view(view: View, factor: int) -> View:
