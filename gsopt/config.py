@@ -294,6 +294,7 @@ class TrainConfig(SceneOptions, SupervisionOptions):
             init_max=self.init_max,
             normalize=world or self.normalize,
             **self.supervision,
+            cache=self.cache,
             threads=self.threads,
             progress=not self.quiet and sys.stderr.isatty(),
         )
