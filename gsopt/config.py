@@ -297,6 +297,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
             init_max=self.init_max,
             normalize=world or self.normalize,
             **self.supervision,
+            cache=self.cache,
             threads=self.threads,
             progress=self.talks and sys.stderr.isatty(),
         )

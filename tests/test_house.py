@@ -45,7 +45,7 @@ HOUSE = {
     "cameras": {"similarity"},
     "camera_files": {"cameras"},
     "camera_paths": {"cameras"},
-    "datasets": {"cameras", "geometry", "similarity", "text"},
+    "datasets": {"cameras", "geometry", "native", "similarity", "text"},  # of native the cache folder
     "scene_options": {"datasets"},
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets", "similarity"},

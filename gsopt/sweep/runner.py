@@ -25,14 +25,8 @@ from gsopt.sweep.progress import SweepProgress
 ROOT = Path(__file__).resolve().parents[2]  # for a checkout that is not installed
 LOOK_EVERY = 0.2  # seconds between looks at the processes
 TAIL = 4096  # bytes of a log that are searched for its last line
-INDIFFERENT = {
-    "output",
-    "resume",
-    "threads",
-    "quiet",
-    "log-json",
-    "log-every",
-}  # settings that a run's result does not depend on
+# settings that a run's result does not depend on
+INDIFFERENT = {"output", "resume", "threads", "cache", "quiet", "log-json", "log-every"}
 
 
 def owned(folder: Path) -> AbstractContextManager[int]:
