@@ -77,7 +77,7 @@ def test_a_second_call_finds_it_finished_and_other_settings_are_refused(made, ca
     assert f"finished  {config.output}, by an earlier call" in capsys.readouterr().out
     assert main(["prepare", *flags, "--matching", "sequential"]) == 2
     assert "--matching sequential: " in (said := capsys.readouterr().err)
-    assert "was begun with --matching auto; give that again, give another --output, or delete" in said
+    assert "was begun with --matching auto; keep to that, give another --output, or delete" in said
     assert preparing.contents(config.output) == before
 
 
@@ -116,6 +116,10 @@ def test_photos_that_change_meanwhile_are_refused(made, tmp_path):
     config = PrepareConfig(images=photos, output=tmp_path / "scene")
     with pytest.raises(InputError, match="none of the 3 photos could be placed"):
         prepare(config)
+    film = tmp_path / "film.mp4"
+    film.write_text("")
+    with pytest.raises(InputError, match=f"no --images: .* was begun with --images {photos}; keep to that"):
+        prepare(replace(config, images=None, video=film))
     Image.new("RGB", (64, 48)).save(photos / "3.png")
     with pytest.raises(InputError, match=r"begun with other photos: then 3 files .* now 4 files .* put them"):
         prepare(config)

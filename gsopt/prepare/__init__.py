@@ -64,8 +64,8 @@ def _settings(config: PrepareConfig, source: dict[str, Any]) -> dict[str, Any]:
 
 def _stage_settings(config: PrepareConfig, source: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings that each stage is the first to depend on."""
-    given = config.images or config.video
-    origin = {"images" if config.images else "video": str(given.resolve()), "photos": source}
+    given = {"images": config.images, "video": config.video}
+    origin = {name: path and str(path.resolve()) for name, path in given.items()} | {"photos": source}
     names = {
         "features": ("camera_model", "single_camera", "feature_size", "max_features", "seed"),
         "matches": ("matching",),
@@ -74,7 +74,7 @@ def _stage_settings(config: PrepareConfig, source: dict[str, Any]) -> dict[str, 
     }
     rest = {stage: {name: getattr(config, name) for name in of} for stage, of in names.items()}
     if config.video:
-        return {"frames": origin | {"frames": config.frames}, "photos": {}, **rest}
+        return {"frames": origin | {"frames": config.frames}, "photos": origin, **rest}
     return {"photos": origin, **rest}
 
 

@@ -51,7 +51,8 @@ def dropped(found: Mapping[str, Any], unreadable: Mapping[str, str]) -> dict[str
         elif photo["matched"] == 0:
             reasons[name] = f"its {photo['features']:,} features are in no other photo"
         else:
-            reasons[name] = f"shares features with {photo['matched']} photos, too few to place it"
+            others = f"{photo['matched']} other photo{'s' * (photo['matched'] > 1)}"
+            reasons[name] = f"shares features with {others}, too few to place it"
     return dict(sorted(reasons.items()))
 
 

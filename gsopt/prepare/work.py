@@ -117,8 +117,14 @@ def compare(scene: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> N
                 f"{scene}: begun with other photos: then {_files(old)}, now {_files(value)}; put them back, "
                 f"{remedy}"
             )
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag} {value}: {scene} was begun with {flag} {old}; give that again, {remedy}")
+        raise InputError(
+            f"{_flag(name, value)}: {scene} was begun with {_flag(name, old)}; keep to that, {remedy}"
+        )
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return f"no {flag}" if value is None else f"{flag} {value}"
 
 
 def _files(found: Mapping[str, Any] | None) -> str:
