@@ -26,7 +26,7 @@ class PrepareConfig:
     matching: Literal["auto", "exhaustive", "sequential"] = "auto"
     """Which photos are compared: each with each, or with the next ones by name. auto: exhaustive for up to
     400 photos that are not of a video."""
-    camera_model: CameraModel = "SIMPLE_RADIAL"
+    camera_model: CameraModel = "OPENCV"
     """COLMAP's model of the lens."""
     single_camera: Literal["auto", "yes", "folder", "no"] = "auto"
     """Which photos are by one camera: auto, those of one size, camera and focal length (EXIF); yes, all;

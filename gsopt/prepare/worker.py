@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
+INLIERS = (30, 15)  # features that must agree for a photo to be placed; 30 is COLMAP's default
 MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin", "rigs.bin", "frames.bin")
 
 
@@ -64,30 +65,54 @@ def matches(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
 
 
 def models(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
-    """Poses, lenses and points: as many models as the photos fall into, in folders 0, 1, ..."""
+    """Poses, lenses and points: as many models as the photos fall into.
+
+    Where not all photos are in one, it is tried again with half the agreeing features asked of a photo: the
+    attempt counts whose largest model has more photos, the stricter one where both have as many.
+    """
+    import pycolmap
+
+    database = pycolmap.Database.open(job["database"])
+    photos = _statistics(database)
+    database.close()
+    best: list[dict[str, Any]] = []
+    for inliers in INLIERS:
+        found = _mapped(job, inliers, out)
+        if _largest(found) > _largest(best):
+            best = found
+        if _largest(best) == len(photos):
+            break
+    return {"models": best, "photos": photos}
+
+
+def _largest(models: list[dict[str, Any]]) -> int:
+    return max((len(model["photos"]) for model in models), default=0)
+
+
+def _mapped(job: dict[str, Any], inliers: int, out: TextIO) -> list[dict[str, Any]]:
+    """The models of one attempt, in folders INLIERS/0, INLIERS/1, ... of the job's."""
     import pycolmap
 
     options = pycolmap.IncrementalPipelineOptions()
-    options.num_threads = job["threads"]
+    options.num_threads = 1  # sums of several threads are rounded in another order, and other points result
     options.random_seed = job["seed"]
     options.min_model_size = job["fewest"]
-    # Sums of several threads are rounded in another order each time.
-    options.ba_min_num_residuals_for_cpu_multi_threading = 2**31 - 1
+    options.mapper.abs_pose_min_num_inliers = inliers
     placed = Counter()
 
     def count() -> None:
         placed["photos"] += 1
         _say(out, {"done": placed["photos"]})
 
+    output = Path(job["output"]) / str(inliers)
+    output.mkdir()
     pycolmap.incremental_mapping(
-        **{"database_path": job["database"], "image_path": job["photos"], "output_path": job["output"]},
+        **{"database_path": job["database"], "image_path": job["photos"], "output_path": output},
         **{"options": options, "next_image_callback": count},
     )
-    found = sorted(Path(job["output"]).iterdir(), key=lambda path: int(path.name))
-    return {
-        "models": [_described(pycolmap.Reconstruction(folder), folder.name) for folder in found],
-        "photos": _statistics(pycolmap.Database.open(job["database"])),
-    }
+    folders = sorted(output.iterdir(), key=lambda path: int(path.name))
+    found = [_described(pycolmap.Reconstruction(path), f"{output.name}/{path.name}") for path in folders]
+    return [model for model in found if len(model["photos"]) >= job["fewest"]]
 
 
 def _described(model: Any, folder: str) -> dict[str, Any]:
@@ -127,7 +152,6 @@ def _statistics(database: Any) -> dict[str, dict[str, int]]:
         name: {"features": database.num_keypoints_for_image(number), "matched": pairs[number]}
         for number, name in images.items()
     }
-    database.close()
     return found
 
 
