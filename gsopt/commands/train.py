@@ -297,6 +297,7 @@ def summary(trainer: Trainer, metrics: Metrics) -> list[str]:
         f"picture   {run.picture}",
         f"metrics   {run.metrics}",
         f"watch     tensorboard --logdir {run.path}",
+        *([f"look      gsopt view {run.path}"] if trainer.config.viewer else []),
     ]
 
 
