@@ -87,7 +87,7 @@ setup(
         "tensorboard>=2.16",
         "scipy>=1.11",
         "pillow>=10.3",
-        "pycolmap>=3.12",
+        "pycolmap>=4.0",
         "tyro>=0.9",
     ],
     extras_require=EXTRAS,

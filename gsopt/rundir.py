@@ -173,6 +173,33 @@ class RunFolder:
         return self.renders / kind / picture_name(view)
 
 
+@contextlib.contextmanager
+def owned(folder: Path, flag: str, who: str) -> Iterator[int]:
+    """Make `folder`, and keep others out of it: who does the same, and what processes they left behind.
+
+    `flag`: names the folder in messages; `who`: is at work where another has it, "a sweep is".
+
+    Yields:
+        A file descriptor; who inherits it keeps the folder until it ends.
+
+    Raises:
+        InputError: another is at work in it; or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{flag}: cannot make this folder ({error.strerror}); give another") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{flag}: {who} at work in here; wait for its end, or end it") from None
+    else:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def picture_name(view: str) -> Path:
     """Where in a folder the PNG of a view is, named as its photo: a.png for a.png, a.jpg.png for a.jpg.
 

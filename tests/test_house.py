@@ -29,7 +29,10 @@ HOUSE = {
     "video": {"pictures"},
     "perceptual": set(),
     "text": set(),
+    "eta": {"schedules"},
+    "progress": {"eta"},
     "monitor": {"pictures"},
+    "summary": {"checkpoint", "rundir", "text"},
     "device": set(),
     "versions": set(),
     "native": set(),
@@ -42,7 +45,7 @@ HOUSE = {
     "cameras": {"similarity"},
     "camera_files": {"cameras"},
     "camera_paths": {"cameras"},
-    "datasets": {"cameras", "geometry", "similarity", "text"},
+    "datasets": {"cameras", "geometry", "native", "similarity", "text"},  # of native the cache folder
     "scene_options": {"datasets"},
     "render": {"cameras", "geometry", "native"},
     "model": {"geometry", "datasets", "similarity"},
@@ -94,10 +97,12 @@ HOUSE["commands"] = BELOW | {
         "sweep",
         "viewer",
         "inspection",
+        "prepare",
         "warm_start",
         "commands",
     ),
 }
+HOUSE["prepare"] = {"datasets", "device", "rundir", "text"}
 HOUSE["__main__"] = {"commands"}
 
 

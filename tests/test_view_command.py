@@ -169,6 +169,6 @@ def test_ctrl_c_ends_it_and_says_what_is_not_saved(run, monkeypatch, capsys):
 
 def test_the_end_of_a_watched_run_names_the_command(run, tmp_path, capsys):
     scene = str(run.parent / "ball")
-    argv = ["train", "--scene", scene, "--output", str(tmp_path / "run"), "--iterations", "2", "--quiet"]
+    argv = ["train", "--scene", scene, "--output", str(tmp_path / "run"), "--iterations", "2"]
     assert main([*argv, "--viewer", "--viewer-port", "0"]) == 0
     assert f"look      gsopt view {tmp_path / 'run'}" in capsys.readouterr().out
