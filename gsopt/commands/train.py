@@ -123,6 +123,8 @@ def run(config: TrainConfig, ranks: Ranks | None = None) -> Metrics:
             metrics = trainer.train()
             if config.talks:
                 print("\n".join(summary(trainer.run, metrics)))
+                if viewer is not None:
+                    print(f"look      gsopt view {trainer.run.path}")
             elif ranks.first and config.quiet:
                 print(last_line(trainer.run, metrics))
             tell_end(config, "done", "", trainer.run.path, metrics)
