@@ -140,10 +140,12 @@ class TrainConfig(SceneOptions, SupervisionOptions):
     background_model_trainable: bool = False
     """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
-    strategy: Literal["default", "mcmc", "budget", "none"] = "default"
-    """Densification: the original clone, split and prune; MCMC; growth to a fixed number; or none."""
+    strategy: Literal["default", "mcmc", "budget", "none"] = "mcmc"
+    """Densification: the original's clone, split and prune, gsplat's DefaultStrategy; MCMC; growth to a fixed
+    number; or none."""
     max_gaussians: int | None = None
-    """No growth beyond so many Gaussians; mcmc and budget grow to so many."""
+    """No growth beyond so many Gaussians; mcmc and budget grow to so many, by default one for 65 pixels of
+    the training views."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
     mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
     budget: BudgetStrategy = field(default_factory=BudgetStrategy)
