@@ -36,6 +36,7 @@ from gsopt.limits import AT_LEAST, FIXED, LARGEST_SEED
 from gsopt.locks import check_attributes
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.optim.arguments import check_optimizer_flags
+from gsopt.progress import ProgressOptions
 from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.scene_options import SceneOptions
@@ -52,7 +53,7 @@ DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
-class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
+class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptions):
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
@@ -162,8 +163,6 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
     """Iterations to measure the test views after, as they are; default 7,000 scaled. The last always is."""
     save_iterations: tuple[int, ...] | None = None
     """Iterations to save a PLY after, as they are; default 7,000 scaled. The last always is."""
-    quiet: bool = False
-    """No progress line."""
 
     def __post_init__(self) -> None:
         for name in ("scene", "output", "resume", "init", "background_model"):
@@ -178,13 +177,14 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
     def of_run(cls, path: Path) -> "TrainConfig":
         """The settings a run was started with, set to resume it; change them with `dataclasses.replace`.
 
+        `log_json` is a matter of each session, not of the run.
+
         Raises InputError where there is no run.
         """
         path = Path(path)
         run = RunFolder.open(path)
-        return dataclasses.replace(
-            from_json(cls, read_json(run.config), str(run.config)), resume=path, output=path
-        )
+        saved = from_json(cls, read_json(run.config), str(run.config))
+        return dataclasses.replace(saved, resume=path, output=path, log_json=False)
 
     def to_json(self) -> dict[str, Any]:
         """What goes into config.json: all but how it is watched."""
@@ -206,6 +206,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
         self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
         self.check_supervision()
         self.check_viewer()
+        self.check_progress()
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ITERATION_LISTS:
@@ -298,8 +299,9 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
             init_max=self.init_max,
             normalize=world or self.normalize,
             **self.supervision,
+            cache=self.cache,
             threads=self.threads,
-            progress=not self.quiet and sys.stderr.isatty(),
+            progress=self.talks and sys.stderr.isatty(),
         )
 
     def _begins_with_splat(self) -> bool:  # its header is looked at only where nothing else tells

@@ -106,6 +106,7 @@ def evaluate_scene(
         _, index, number, view = job
         image, _ = render(view.camera, background, number, **options)
         image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
+        view.release()
         wanted = on_view is not None and (shown is None or index < shown)
         mask = None if view.mask is None else view.mask.to(image.device)
         return image_metrics(image, photo, mask), (image.cpu(), photo.cpu()) if wanted else ()

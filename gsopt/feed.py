@@ -1,7 +1,8 @@
 """Photos and cameras on their way to the device of a training, each before the step that needs it.
 
 On the CPU both are used where they lie. On another device nothing here waits: photos are copied from pinned
-memory, the next one while the device works on this, and cameras once each.
+memory, the next one while the device works on this, and cameras once each. Of photos that lie in mapped files
+only this one and the next are in memory.
 """
 
 from dataclasses import replace
@@ -21,7 +22,7 @@ class PhotoFeed:
     """The views of a training on its device.
 
     Args:
-        views: at every resolution that is asked for; pictures that are used get pinned in place on CUDA.
+        views: at every resolution that is asked for; pictures in memory get pinned in place on CUDA.
         order: in which they will be asked for.
     """
 
@@ -30,6 +31,8 @@ class PhotoFeed:
         self._here = device.type == "cpu"
         self._uploader = Uploader(device)
         self._cameras: WeakKeyDictionary[Camera, Camera] = WeakKeyDictionary()
+        self._last: View | None = None  # that was taken
+        self._ready: dict[tuple[int, int], View] = {}  # number, factor: pinned, this one and the next
 
     def take(self, number: int, factor: int, background: Tensor) -> tuple[View, Tensor]:
         """View `number` with sides divided by `factor`, its camera on the device, and its photo there.
@@ -37,22 +40,33 @@ class PhotoFeed:
         The photo [H, W, 3] is uint8 as it was read, or float32 in 0..1 where it has alpha: composited on
         `background` [3].
         """
+        if self._last is not None:
+            self._last.release()
         view = self.views.view(number, factor) if self._here else self._uploaded(number, factor)
+        self._last = view
         return view, (view.rgb(background) if view.image.shape[-1] == 4 else view.image)
 
     def _uploaded(self, number: int, factor: int) -> View:
         """A view on the device, whose copy has begun with the view before; that of the next one begins."""
         view = self._pinned(number, factor)
+        self._ready = {(number, factor): view}
         image = self._uploader.take(view.image)
         if (following := self.order.following) is not None:
             self._uploader.begin(self._pinned(following, factor).image)
         maps = {name: self._sent(getattr(view, name)) for name in ("mask", "inverse_depth")}
-        return replace(view, camera=self._there(view.camera), image=image, **maps)
+        return replace(view, camera=self._there(view.camera), image=image, mapped=False, **maps)
 
     def _pinned(self, number: int, factor: int) -> View:
-        view = self.views.view(number, factor)
-        view.image = pinned(view.image, self.device)
-        return view
+        if (number, factor) not in self._ready:
+            view = self.views.view(number, factor)
+            image = pinned(view.image, self.device)
+            if view.mapped:
+                view.release()
+                view = replace(view, image=image, mapped=image is view.image)
+            else:
+                view.image = image
+            self._ready[number, factor] = view
+        return self._ready[number, factor]
 
     def _sent(self, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else pinned(tensor, self.device).to(self.device, non_blocking=True)

@@ -1,10 +1,11 @@
-"""Settings of what a run begins with and of the units it trains in: a part of `TrainConfig`."""
+"""What a run begins with, the units it trains in, and where its photos are: a part of `TrainConfig`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gsopt.datasets.normalization import Normalization
+from gsopt.datasets.photo_cache import CacheKind
 from gsopt.errors import InputError
 
 
@@ -19,6 +20,10 @@ class SceneOptions:
     """Start from so many random points, in the volume that the cameras see together."""
     init_max: int | None = None
     """Thin the points to begin with to at most so many, one for each voxel; for clouds of any size."""
+
+    cache: CacheKind = "memory"
+    """Decoded photos are in memory, or in files of the cache folder, mapped (disk): for scenes larger than
+    memory; later runs begin at once. The same bits."""
 
     def check_points(self, init: Path | None, *, is_splat: Callable[[], bool]) -> None:
         """Raise InputError, naming the flag, for values that cannot be used, alone or with `--init`."""

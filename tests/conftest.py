@@ -1,5 +1,6 @@
 """Fixtures that every test file may use."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,22 @@ def shared() -> Path:
 def builtin_scene() -> Path:
     """The scene that ships with the repository."""
     return ROOT / "data" / "scene"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Photos of tests do not stay in the user's cache; a kernel that was compiled into that is used."""
+    from gsopt.native import build
+
+    folder, users = tmp_path_factory.mktemp("cache"), build.cache_folder()
+    for kernel in users.glob("libgsopt-*.so"):
+        (folder / kernel.name).symlink_to(kernel)
+    before = os.environ.get("GSOPT_CACHE")
+    os.environ["GSOPT_CACHE"] = str(folder)
+    yield
+    os.environ.pop("GSOPT_CACHE")
+    if before is not None:
+        os.environ["GSOPT_CACHE"] = before
 
 
 @pytest.fixture

@@ -119,6 +119,15 @@ def torn(scene: Path, folder: str) -> list[str]:
     return found
 
 
+def cached(scene: Path, folder: str) -> list[int]:
+    """All processes make the cache of one scene, and train from it: the bits of photos and model."""
+    trainer = small(scene, folder, cache="disk")
+    views = [*trainer.scene.train, *trainer.scene.test]
+    assert all(view.mapped for view in views)
+    trainer.train()
+    return [ranks.digest(tensor) for tensor in [*(view.image for view in views), *trainer.model.parameters()]]
+
+
 def sums(_: Path) -> list[Any]:
     """What the exchanges give: of numbers whose sum depends on its order, of gradients that are missing."""
     group = ranks.Ranks.current()
@@ -155,7 +164,7 @@ def late(_: Path) -> None:
 
 
 JOBS: dict[str, Callable] = {
-    job.__name__: job for job in (straight, resumed, not_finite, stopped, torn, sums, failed, late)
+    job.__name__: job for job in (straight, resumed, not_finite, stopped, torn, cached, sums, failed, late)
 }
 
 

@@ -336,7 +336,6 @@ def test_train_says_what_it_begins_with(config, scene, tmp_path, capsys):
         "2",
         "--output",
         tmp_path / "out",
-        "--quiet",
     ]
     assert main(["train", *map(str, words)]) == 0
     out = capsys.readouterr().out

@@ -14,12 +14,16 @@ import torch
 from gsopt import native
 from gsopt.bench.machine import cpu_model
 from gsopt.commands.flags import parse
+from gsopt.datasets.photo_cache import cached_photos
 from gsopt.device import choose_device, cpu_count, cuda_report, describe
 from gsopt.errors import InputError
 from gsopt.native import build
 from gsopt.render.cuda import SUPPORTED
 
-ABOUT = "What there is to train with (torch, CUDA, gsplat, compiler, kernel, extras), and what a run uses."
+ABOUT = (
+    "What there is to train with (torch, CUDA, gsplat, compiler, kernel, cached photos, extras), "
+    "and what a run uses."
+)
 EXTRAS = {  # of setup.py, with the package that each brings
     **{"cuda": "gsplat", "compiler": "ziglang", "plots": "matplotlib", "spz": "zstandard"},
     **{"video": "imageio-ffmpeg", "lpips": "torchmetrics", "viewer": "viser"},
@@ -60,6 +64,7 @@ def examine() -> dict[str, Any]:
         "gsplat": {"version": _version("gsplat"), "supported": SUPPORTED},
         "compiler": _compiler(),
         "kernel": _kernel(),
+        "photos": _photos(),
         "extras": {extra: _version(package) for extra, package in EXTRAS.items()},
         "uses": {
             "device": chosen.device.type,
@@ -78,7 +83,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     )
     built = f"CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "the CPU"
     extras = (f"{name} {number or 'not installed'}" for name, number in found["extras"].items())
-    uses = found["uses"]
+    uses, photos = found["uses"], found["photos"]
+    clear = f" (rm -r {photos['folder']} clears it)" if photos["count"] else ""
     return [
         f"gsopt     {found['gsopt'] or 'not installed'}, Python {found['python']}, {found['system']}",
         f"cpu       {found['cpu']}, {found['threads']} threads",
@@ -88,9 +94,16 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"gsplat    {gsplat['version'] or 'not installed'} (supported: {gsplat['supported']})",
         f"compiler  {compiler['command'] or compiler['trouble']}",
         f"kernel    {kernel['trouble'] or kernel['variant'] + ', sources ' + kernel['sources']}",
+        f"photos    {photos['count']:,} in {photos['folder']}, {photos['bytes'] / 1e9:.2f} GB{clear}",
         f"extras    {', '.join(extras)}",
         f"uses      {uses['name']} ({uses['reason']})",
     ]
+
+
+def _photos() -> dict[str, Any]:
+    """What the cache of decoded photos holds."""
+    folder, count, size = cached_photos()
+    return {"folder": str(folder), "count": count, "bytes": size}
 
 
 def _version(package: str) -> str | None:

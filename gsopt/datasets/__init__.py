@@ -13,10 +13,11 @@ import numpy as np
 from gsopt.cameras import cameras_extent
 from gsopt.datasets.colmap import find_model, read_model
 from gsopt.datasets.depths import add_depths, find_depths
-from gsopt.datasets.images import Photo, folder_beside, load_views, locate
+from gsopt.datasets.images import Photo, folder_beside, locate
 from gsopt.datasets.initial_points import random_points
 from gsopt.datasets.masks import Alpha, add_masks, find_masks, without_ignored, without_masks
 from gsopt.datasets.normalization import Normalization, move_photos, normalization
+from gsopt.datasets.photo_cache import CacheKind, load_views
 from gsopt.datasets.photo_files import UNFINISHED, find_photos
 from gsopt.datasets.ply import read_splat, write_splat
 from gsopt.datasets.point_files import load_points, read_points
@@ -53,6 +54,7 @@ def load_scene(
     masks: str | Literal[False] | None = None,
     alpha: Alpha = "background",
     depths: bool = False,
+    cache: CacheKind = "memory",
     threads: int | None = None,
     progress: bool = False,
 ) -> Scene:
@@ -83,6 +85,7 @@ def load_scene(
             those that the scene names. False for none. See `gsopt.datasets.masks`.
         alpha: "mask" takes transparent photos as colours with a mask, used where alpha is above 0.
         depths: read depth maps for the train views; see `gsopt.datasets.depths`.
+        cache: "disk" leaves decoded photos in files, mapped into memory; see `gsopt.datasets.photo_cache`.
         threads: for decoding; None for one per core.
         progress: show a bar on stderr.
 
@@ -107,7 +110,7 @@ def load_scene(
     if depths:
         train = find_depths(train, beside, listing.source)
     photos = [*train, *test]
-    views = load_views(photos, resolution=resolution, threads=threads, progress=progress)
+    views = load_views(photos, resolution=resolution, threads=threads, progress=progress, cache=cache)
     add_masks(photos, views, resolution, threads)
     if depths:
         add_depths(train, views[: len(train)], resolution, threads, unit=world.scale if world else 1.0)

@@ -1,9 +1,7 @@
-"""Photos from disk: which folder, orientation, size, lens distortion; decoded in parallel, kept as uint8."""
+"""Photos from disk: which folder, orientation, size, lens distortion; kept as uint8."""
 
-import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -160,21 +158,6 @@ def _drop_missing(photos: Sequence[Photo], folder: Path, source: Path) -> list[P
     return found
 
 
-def load_views(
-    photos: Sequence[Photo],
-    *,
-    resolution: int | None = None,
-    threads: int | None = None,
-    progress: bool = False,
-) -> list[View]:
-    """Decode photos in parallel, in their order; see `load_view`. `progress` shows a bar on stderr."""
-    from tqdm import tqdm
-
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        loaded = pool.map(partial(load_view, resolution=resolution), photos)
-        return list(tqdm(loaded, "photos", len(photos), unit="photo", disable=not progress, leave=False))
-
-
 def load_view(photo: Photo, *, resolution: int | None = None) -> View:
     """Decode one photo, undistort it, and reduce it to at most `resolution` pixels on its longest side.
 
@@ -241,8 +224,10 @@ def decode(path: Path, image: "Image") -> "Image":
             f"{path}: pixels of mode {image.mode}, expected 8 bits per channel; convert the photo"
         )
     has_alpha = "A" in image.mode or "transparency" in image.info
+    mode = "RGBA" if has_alpha else "RGB"
     try:
-        return image.convert("RGBA" if has_alpha else "RGB")
+        image.load()
+        return image if image.mode == mode else image.convert(mode)  # which would copy it
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise undecodable(path, error) from None
 

@@ -13,29 +13,53 @@ from gsopt.datasets.scene import View
 SMALLEST = 120  # pixels: no view's longest side gets shorter; below, what is learnt is soon unlearnt
 
 
-class ViewPyramid:
-    """The views of a scene, each reduced when it is first asked for at a factor.
+KEPT = 1 << 28  # bytes of reduced views that are kept
 
-    Only those of the factor last asked for are kept: at most a quarter of the photos' own memory.
+
+class ViewPyramid:
+    """The views of a scene, reduced.
+
+    Those of the factor last asked for are kept while they take at most `kept` bytes. Of a scene with more,
+    the first ones are kept, the others reduced whenever they are asked for: a small part of a step.
     """
 
-    def __init__(self, views: Sequence[View]) -> None:
+    def __init__(self, views: Sequence[View], kept: int = KEPT) -> None:
         self._views = views
         self._factor = 1
         self._reduced: dict[int, View] = {}
+        self._room = self._kept = kept
 
     def view(self, index: int, factor: int) -> View:
         """View `index` with sides divided by `factor` (1, 2, 4, ...), or by less where it would get tiny."""
         if factor != self._factor:
-            self._factor, self._reduced = factor, {}
-        view = self._views[index]
-        while factor > 1 and max(view.camera.width, view.camera.height) < factor * SMALLEST:
-            factor //= 2
+            self._factor, self._reduced, self._room = factor, {}, self._kept
+        view, factor = self._views[index], self._possible(index, factor)
         if factor == 1:
             return view
-        if index not in self._reduced:
-            self._reduced[index] = reduce_view(view, factor)
-        return self._reduced[index]
+        if index in self._reduced:
+            return self._reduced[index]
+        reduced = reduce_view(view, factor)
+        view.release()
+        size = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in (reduced.image, reduced.mask, reduced.inverse_depth)
+            if tensor is not None
+        )
+        if size <= self._room:
+            self._room -= size
+            self._reduced[index] = reduced
+        return reduced
+
+    def pixels(self, index: int, factor: int) -> int:
+        """How many `view` has, without making it."""
+        camera, factor = self._views[index].camera, self._possible(index, factor)
+        return (camera.width // factor) * (camera.height // factor)
+
+    def _possible(self, index: int, factor: int) -> int:
+        camera = self._views[index].camera
+        while factor > 1 and max(camera.width, camera.height) < factor * SMALLEST:
+            factor //= 2
+        return factor
 
 
 def reduce_view(view: View, factor: int) -> View:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gsopt.cameras import Camera, scene_up
+from gsopt.datasets.mapped import let_go
 from gsopt.similarity import Similarity
 
 
@@ -18,6 +19,7 @@ class View:
     path: the file the photo was read from, None where there is none.
     mask: bool [H, W], where the photo is used; None for everywhere. Other pixels count in no loss or metric.
     inverse_depth: float32 [H, W], 1 / z in 1 / world units, NaN where unknown; None where nothing is known.
+    mapped: whether `image` lies in a mapped file, and not in memory.
     """
 
     camera: Camera
@@ -25,6 +27,12 @@ class View:
     path: Path | None = None
     mask: Tensor | None = None  # [H, W]
     inverse_depth: Tensor | None = None  # [H, W]
+    mapped: bool = False
+
+    def release(self) -> None:
+        """Give the memory of a mapped photo back; it is read again when it is looked at next."""
+        if self.mapped:
+            let_go(self.image)
 
     def rgb(self, background: Tensor) -> Tensor:
         """The photo as float32 [H, W, 3] in 0..1, composited on `background` [3] where it has alpha."""

@@ -78,6 +78,10 @@ class BudgetStrategy(Strategy):
         end = self.target(self.refine_stop_iter, start)
         return f"{start:,} to {end:,} Gaussians by iteration {self._last():,}" if end > start else ""
 
+    def forecast(self, now: int, count: int, step: int, growth: float) -> float:
+        """On the curve."""
+        return max(count, self.target(step, count if self._start is None else self._start))
+
     def check(self, model: nn.Module) -> None:
         check_resolved(self)
         check_positive("--budget", self, "refine_every")

@@ -18,7 +18,7 @@ from gsopt.viewer.splats import Splats
 if TYPE_CHECKING:
     import viser
 
-    from gsopt.monitor import Progress
+    from gsopt.progress import Progress
     from gsopt.trainer import Trainer
 
 _NAP = 0.02  # seconds between looks at what is asked for, when nothing trains
