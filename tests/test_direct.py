@@ -297,6 +297,7 @@ def test_trainings_with_and_without_have_the_same_bits(photos, tmp_path, setting
         iterations=30,
         quiet=True,
         device="cpu",
+        strategy="default",
         densify=densify,
         **settings,
     )
