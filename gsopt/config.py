@@ -142,10 +142,12 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     background_model_trainable: bool = False
     """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
-    strategy: Literal["default", "mcmc", "budget", "none"] = "default"
-    """Densification: the original clone, split and prune; MCMC; growth to a fixed number; or none."""
+    strategy: Literal["default", "mcmc", "budget", "none"] | None = None
+    """Densification: the original's clone, split and prune, gsplat's DefaultStrategy; MCMC; growth to a fixed
+    number; or none. Default: mcmc; none for Gaussians from a file without --start-step."""
     max_gaussians: int | None = None
-    """No growth beyond so many Gaussians; mcmc and budget grow to so many."""
+    """No growth beyond so many Gaussians; mcmc and budget grow to so many, by default one for 65 pixels of
+    the training views."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
     mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
     budget: BudgetStrategy = field(default_factory=BudgetStrategy)
@@ -249,6 +251,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
         first = (max(1, round(FIRST_LOOK * length / REFERENCE_ITERATIONS)),)
         return dataclasses.replace(
             resolve_steps(self, length),
+            strategy=self.strategy or DEFAULT_STRATEGY,
             schedule_iterations=length,
             **{part: resolve_steps(getattr(self, part), length) for part in STRATEGIES.values()},
             resolution=self.resolution or (CPU_RESOLUTION if device_type == "cpu" else DEFAULT_RESOLUTION),
@@ -352,9 +355,10 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
 
     def make_strategy(self, scene: Scene) -> Strategy:
         """A fresh strategy for a scene, with what its settings leave to the scene."""
-        if self.strategy == "none":
+        name = self.strategy or DEFAULT_STRATEGY
+        if name == "none":
             return NoStrategy()
-        settings = getattr(self, STRATEGIES[self.strategy])
+        settings = getattr(self, STRATEGIES[name])
         changes: dict[str, Any] = {}
         if settings.scene_scale == type(settings).scene_scale:
             changes["scene_scale"] = scene.extent
@@ -365,6 +369,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
         return dataclasses.replace(settings, **changes)
 
 
+DEFAULT_STRATEGY = "mcmc"
 STRATEGIES = {"default": "densify", "mcmc": "mcmc", "budget": "budget"}  # --strategy: name of its settings
 
 

@@ -84,7 +84,7 @@ HOUSE["trainer"] = BELOW | {
     *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
 }
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
-HOUSE["viewer"] = BELOW
+HOUSE["viewer"] = BELOW | {"joint", "warm_start"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {
     *(

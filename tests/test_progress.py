@@ -24,6 +24,8 @@ FLAGS = (
     "60",
     "--device",
     "cpu",
+    "--strategy",
+    "default",
     "--densify.refine-every",
     "20",
     "--densify.grow-grad2d",

@@ -24,8 +24,15 @@ def folder(tmp_path_factory):
 def finished(folder):
     """A run of 20 steps on the ball, which densifies."""
     scene = scenes.write_nerf_synthetic(folder / "ball", points=60)
-    flags = ["--iterations", str(DONE), "--device", "cpu", "--quiet", "--densify.grow-grad2d", "1e-5"]
-    flags += ["--densify.refine-start-iter", "5", "--densify.refine-every", "5"]
+    flags = ["--iterations", str(DONE), "--device", "cpu", "--quiet", "--strategy", "default"]
+    flags += [
+        "--densify.grow-grad2d",
+        "1e-5",
+        "--densify.refine-start-iter",
+        "5",
+        "--densify.refine-every",
+        "5",
+    ]
     flags += ["--densify.refine-stop-iter", "18", "--sh-degree-every", "4"]
     assert main(["train", "--scene", str(scene), "--output", str(folder / "run"), *flags]) == 0
     return folder / "run"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import STRATEGIES, TrainConfig
+from gsopt.config import DEFAULT_STRATEGY, STRATEGIES, TrainConfig
 from gsopt.datasets import Scene
 from gsopt.device import choose_device, describe
 from gsopt.errors import InputError
@@ -80,9 +80,10 @@ def is_restart(config: TrainConfig) -> bool:
 def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> None:
     """Warn of settings, other than those of `old`, of what there is none of: densification, poses, ..."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
-    used = STRATEGIES.get(config.strategy)
+    strategy = config.strategy or DEFAULT_STRATEGY
+    used = STRATEGIES.get(strategy)
     others = tuple(f"--{part}." for part in STRATEGIES.values() if part != used)
-    because = f"because of --strategy {config.strategy}"
+    because = f"because of --strategy {strategy}"
     for reason, idle, prefixes in (
         (because, True, others if used else (*others, "--max-gaussians")),
         ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
@@ -123,6 +124,8 @@ def run(config: TrainConfig, ranks: Ranks | None = None) -> Metrics:
             metrics = trainer.train()
             if config.talks:
                 print("\n".join(summary(trainer.run, metrics)))
+                if viewer is not None:
+                    print(f"look      gsopt view {trainer.run.path}")
             elif ranks.first and config.quiet:
                 print(last_line(trainer.run, metrics))
             tell_end(config, "done", "", trainer.run.path, metrics)

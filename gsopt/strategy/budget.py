@@ -47,7 +47,8 @@ class BudgetStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which grow_scale3d is relative to."""
     max_gaussians: int | None = None
-    """Gaussians at the end of growth; default: one for 100 pixels of the training views."""
+    """Gaussians at the end of growth; default: one for 65 pixels of the training views, at most a
+    million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians."""
     grow_scale3d: float = 0.01

@@ -58,7 +58,8 @@ class MCMCStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which noise and scales are relative to."""
     max_gaussians: int | None = None
-    """Most Gaussians (gsplat's cap_max); default: one for 100 pixels of the training views."""
+    """Most Gaussians (gsplat's cap_max); default: one for 65 pixels of the training views, at most
+    a million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians; without either there is no limit."""
     noise_lr: float = 5e5
