@@ -44,6 +44,7 @@ from gsopt.settings import differences, from_json, to_json
 from gsopt.similarity import Similarity
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
 from gsopt.supervision import SupervisionOptions
+from gsopt.viewer_options import VIEWER_FLAGS, ViewerOptions
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 ITERATION_LISTS = ("test_iterations", "save_iterations")
@@ -51,7 +52,7 @@ DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
-class TrainConfig(SceneOptions, SupervisionOptions):
+class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
@@ -184,8 +185,8 @@ class TrainConfig(SceneOptions, SupervisionOptions):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into config.json."""
-        return to_json(self)
+        """What goes into config.json: all but how it is watched."""
+        return {name: value for name, value in to_json(self).items() if name not in VIEWER_FLAGS}
 
     def check(self) -> None:
         """Raise InputError, naming the flag, for values that cannot be used."""
@@ -202,6 +203,7 @@ class TrainConfig(SceneOptions, SupervisionOptions):
         check_start(self)
         self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
         self.check_supervision()
+        self.check_viewer()
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ITERATION_LISTS:

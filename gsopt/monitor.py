@@ -219,6 +219,7 @@ class Progress:
             smoothing=0.05,
         )
         self.done, self.last = first, last
+        self.loss: float | None = None
         self.psnr: float | None = None
         self._tenths = 10 * first // last  # of the run, already told
 
@@ -229,6 +230,7 @@ class Progress:
 
     def show(self, loss: float, psnr: float, gaussians: int) -> None:
         """New values for the line; the PSNR shown is a running mean over training views."""
+        self.loss = loss
         old = psnr if self.psnr is None else self.psnr
         self.psnr = PSNR_MEMORY * old + (1 - PSNR_MEMORY) * psnr
         state = f"loss {loss:.4f}  PSNR {self.psnr:.2f}  {gaussians:,} Gaussians"

@@ -102,7 +102,7 @@ def _rays(camera: Camera, model: str, distortion: tuple) -> np.ndarray:
 def lens_params(camera: Camera, model: str, distortion: tuple) -> list[float]:
     """The parameters of a COLMAP camera model: one or two focal lengths, the principal point, distortion."""
     (fx, _, cx), (_, fy, cy), _ = camera.K.tolist()
-    focal = [fx] if model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL") else [fx, fy]
+    focal = [fx] if model.startswith(("SIMPLE", "RADIAL")) else [fx, fy]
     return [*focal, cx, cy, *distortion]
 
 

@@ -7,6 +7,7 @@ import pycolmap
 import pytest
 import scenes
 import torch
+from PIL import Image
 
 from gsopt.cameras import cameras_extent
 from gsopt.datasets import load_scene
@@ -53,6 +54,81 @@ def test_the_model_may_stand_in_sparse_itself(tmp_path):
     assert len(load_scene(tmp_path).train) == 5
 
 
+@pytest.mark.parametrize("photos", ["images", "colmap/images"])
+def test_the_model_may_stand_in_colmap(tmp_path, photos):
+    """As nerfstudio leaves it, where its transforms.json is not there."""
+    scenes.write_colmap(tmp_path)
+    (tmp_path / "colmap").mkdir()
+    (tmp_path / "sparse").rename(tmp_path / "colmap" / "sparse")
+    (tmp_path / "images").rename(tmp_path / photos)
+    scene = load_scene(tmp_path)
+    assert len(scene.train) == 5
+    assert scene.train[0].path.parent == tmp_path / photos
+
+
+def test_transforms_json_comes_before_the_model_it_was_made_from(tmp_path):
+    scenes.write_transforms(tmp_path, points=7)
+    scenes.write_colmap(tmp_path / "colmap")
+    assert load_scene(tmp_path).format == "transforms"
+
+
+def test_photos_that_are_not_in_the_model_are_ignored(tmp_path, recwarn):
+    """What COLMAP could not place still lies in images/, beside what is no photo at all."""
+    scenes.write_colmap(tmp_path)
+    scenes.save_picture(tmp_path / "images" / "unregistered.png", scenes.orbit(1)[0])
+    (tmp_path / "images" / "broken.jpg").write_text("not a photo")
+    (tmp_path / "images" / "Thumbs.db").write_text("")
+    scene = load_scene(tmp_path)
+    assert len(scene.train) + len(scene.test) == 6
+    assert not recwarn.list
+
+
+def test_images_of_the_model_without_a_pose_are_ignored(tmp_path):
+    """COLMAP 3.12 and later keep images whose frame was taken out again."""
+    scenes.write_colmap(tmp_path)
+    folder = tmp_path / "sparse" / "0"
+    model = pycolmap.Reconstruction(folder)
+    model.deregister_frame(model.find_image_with_name("0002.png").frame_id)
+    model.write_binary(folder)
+    scene = load_scene(tmp_path, test_every=0)
+    names = [view.camera.name for view in scene.train]
+    assert names == ["0000.png", "0001.png", "0003.png", "0004.png", "0005.png"]
+
+
+@pytest.mark.parametrize("names", ["{:04d}.PNG", "DSC{:04d}.JPG", "Left-Camera/{:04d}.Jpeg", "é/{:04d}.png"])
+def test_names_are_kept_as_they_are(tmp_path, names):
+    scene = load_scene(scenes.write_colmap(tmp_path, names=names), test_every=0)
+    assert [view.camera.name for view in scene.train] == [names.format(i) for i in range(6)]
+
+
+def test_photos_smaller_than_their_camera(tmp_path):
+    """The model was made from the full photos, of which only reduced ones are there."""
+    scenes.write_colmap(tmp_path, width=64, height=48)
+    for path in (tmp_path / "images").iterdir():
+        with Image.open(path) as image:
+            image.reduce(2).save(path)
+    truth = scenes.orbit(6)
+    for view in load_scene(tmp_path, test_every=0).train:
+        expected = truth[int(Path(view.camera.name).stem)]
+        torch.testing.assert_close(view.camera.K, expected.K)
+        assert (view.camera.width, view.camera.height) == (32, 24)
+        assert np.abs(view.image.numpy() - scenes.picture(expected).astype(float)).mean() < 2.0
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_photos_that_colmap_has_seen_as_they_are_stored_stay_so(tmp_path, orientation):
+    """COLMAP does not turn photos by their EXIF tag, so neither do we where they fit their camera."""
+    scenes.write_colmap(tmp_path)
+    plain = load_scene(tmp_path, test_every=0).train
+    for path in (tmp_path / "images").iterdir():
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            image.save(path, exif=exif)
+    for view, same in zip(load_scene(tmp_path, test_every=0).train, plain, strict=True):
+        torch.testing.assert_close(view.image, same.image)
+
+
 def test_binary_is_read_where_both_are_there(tmp_path):
     scenes.write_colmap(tmp_path)
     (tmp_path / "sparse" / "0" / "cameras.txt").write_text("not this one")
@@ -67,13 +143,31 @@ def test_each_so_many_th_of_the_sorted_names_is_a_test_view(tmp_path, test_every
     assert [view.camera.name for view in scene.train] == [names[i] for i in range(6) if i not in test]
 
 
-LENSES = {
+LENSES = {  # parameters after the principal point
+    "SIMPLE_PINHOLE": (),
+    "PINHOLE": (),
     "SIMPLE_RADIAL": (0.1,),
     "RADIAL": (0.1, -0.05),
     "OPENCV": (0.08, -0.05, 0.01, -0.01),
-    "FULL_OPENCV": (0.08, -0.05, 0.01, -0.01, 0.02, 0.0, 0.0, 0.0),
-    "OPENCV_FISHEYE": (0.05, -0.02, 0.0, 0.0),
+    "FULL_OPENCV": (0.08, -0.05, 0.01, -0.01, 0.02, 0.01, -0.01, 0.01),
+    "SIMPLE_FISHEYE": (),
+    "FISHEYE": (),
+    "SIMPLE_RADIAL_FISHEYE": (0.05,),
+    "RADIAL_FISHEYE": (0.05, -0.02),
+    "OPENCV_FISHEYE": (0.05, -0.02, 0.01, -0.01),
+    "THIN_PRISM_FISHEYE": (0.05, -0.02, 0.005, -0.005, 0.01, 0.0, 0.002, -0.002),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (0.05, -0.02, 0.01, 0.0, 0.0, 0.0, 0.005, -0.005, 0.002, 0.0, -0.002, 0.0),
+    "FOV": (0.5,),
+    "SIMPLE_DIVISION": (-0.1,),
+    "DIVISION": (-0.1,),
+    "EUCM": (0.6, 1.1),
 }
+PANORAMAS = {"EQUIRECTANGULAR"}  # refused: test_datasets_refusals
+
+
+def test_every_lens_of_colmap_is_tried():
+    known = set(pycolmap.CameraModelId.__members__) - {"INVALID"} - PANORAMAS
+    assert known <= set(LENSES)
 
 
 @pytest.mark.parametrize(("model", "distortion"), LENSES.items(), ids=LENSES)

@@ -33,6 +33,8 @@ HOUSE = {
     "device": set(),
     "versions": set(),
     "native": set(),
+    "viewer_options": set(),
+    "by_hand": {"groups", "locks"},
     "losses": {"native"},
     "metrics": {"losses"},
     "runtime": {"device", "native"},
@@ -79,6 +81,7 @@ HOUSE["trainer"] = BELOW | {
     *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
 }
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
+HOUSE["viewer"] = BELOW
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {
     *(
@@ -89,11 +92,14 @@ HOUSE["commands"] = BELOW | {
         "trainer",
         "bench",
         "sweep",
+        "viewer",
         "inspection",
+        "prepare",
         "warm_start",
         "commands",
     ),
 }
+HOUSE["prepare"] = {"datasets", "device", "rundir", "text"}
 HOUSE["__main__"] = {"commands"}
 
 

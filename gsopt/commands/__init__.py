@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from gsopt.errors import InputError
 
 COMMANDS = {
+    "prepare": "photos or a video in, a scene out: cameras, lens and points by COLMAP",
     "train": "photos and points in, a trained splat out",
     "evaluate": "PSNR, SSIM, L1 and LPIPS of a run or a PLY, with pictures",
     "render": "pictures or a video of a run or a PLY: photographed views, an orbit, a path",

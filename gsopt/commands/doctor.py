@@ -26,7 +26,7 @@ ABOUT = (
 )
 EXTRAS = {  # of setup.py, with the package that each brings
     **{"cuda": "gsplat", "compiler": "ziglang", "plots": "matplotlib", "spz": "zstandard"},
-    **{"video": "imageio-ffmpeg", "lpips": "torchmetrics"},
+    **{"video": "imageio-ffmpeg", "lpips": "torchmetrics", "viewer": "viser"},
 }
 
 

@@ -1,9 +1,11 @@
 """`gsopt train`: photos and points in, a trained splat out."""
 
+import contextlib
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
@@ -21,6 +23,10 @@ from gsopt.ranks import Ranks, joined, restarts
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.trainer import Trainer
+from gsopt.viewer_options import VIEWER_FLAGS
+
+if TYPE_CHECKING:
+    from gsopt.viewer.live import LiveViewer
 
 ABOUT = "Train a 3D Gaussian splatting scene: --scene DIR, or --resume RUN to go on with one."
 
@@ -44,6 +50,8 @@ def parse_and_run(argv: Sequence[str], ranks: Ranks) -> None:
         old = TrainConfig.of_run(config.resume)
         config = parse(TrainConfig, argv, "gsopt train", ABOUT, default=old)
         for name, before, after in differences(old, config) if ranks.first else ():
+            if name.replace("-", "_") in VIEWER_FLAGS:  # no settings of the run
+                continue
             print(f"--{name}: {after} (the run had {before})")
     warn_of_idle(old, config, ranks.size)
     run(config, ranks)
@@ -76,6 +84,8 @@ def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> N
         ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
         ("because there is no --lock", not config.lock, ("--lock-attributes",)),
         ("because a step has one view", config.views_per_step * processes == 1, ("--scale-rates",)),
+        ("without --viewer", not config.viewer, ("--viewer-",)),
+        ("without --resume", not config.resume, ("--forget-by-hand",)),
         ("without --exposure", not config.exposure, ("--groups.exposure.",)),
         (
             "without --background-model-trainable",
@@ -96,10 +106,30 @@ def run(config: TrainConfig, ranks: Ranks | None = None) -> Metrics:
         say(f"{config.resume} is finished: {done:,} iterations are done; give a larger --iterations to go on")
         return read_json(RunFolder(config.resume).metrics)
     trainer = Trainer(config, ranks=ranks)
-    say("\n".join(opening(trainer)))
-    metrics = trainer.train()
-    say("\n".join(summary(trainer, metrics)))
+    with watched(trainer) as viewer:
+        say("\n".join(opening(trainer, viewer)))
+        metrics = trainer.train()
+        say("\n".join(summary(trainer, metrics)))
+        if viewer is not None and config.viewer_stay:
+            say("viewer    stays until Ctrl-C (--viewer-stay)")
+            viewer.stay()
     return metrics
+
+
+@contextlib.contextmanager
+def watched(trainer: Trainer) -> Iterator["LiveViewer | None"]:
+    """Inside, the run can be watched in a browser, if it is to be. Raises InputError where it cannot."""
+    if not trainer.config.viewer:
+        yield None
+        return
+    from gsopt.viewer.live import LiveViewer
+
+    viewer = trainer.by_hand.watcher = LiveViewer(trainer)
+    try:
+        yield viewer
+    finally:
+        trainer.by_hand.watcher = None
+        viewer.close()
 
 
 def finished(config: TrainConfig) -> int:
@@ -125,7 +155,7 @@ def finished(config: TrainConfig) -> int:
     return step if step >= config.iterations else 0
 
 
-def opening(trainer: Trainer) -> list[str]:
+def opening(trainer: Trainer, viewer: "LiveViewer | None" = None) -> list[str]:
     """What is about to happen."""
     config, scene = trainer.config, trainer.scene
     camera = scene.train[0].camera
@@ -146,8 +176,18 @@ def opening(trainer: Trainer) -> list[str]:
         *([f"growth    {plan} (--max-gaussians)"] if (plan := trainer.strategy.plan(trainer.model)) else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
+        *by_hand_lines(trainer),
         f"run       {trainer.run.path}",
+        *([f"viewer    {viewer.address}"] if viewer is not None else []),
     ]
+
+
+def by_hand_lines(trainer: Trainer) -> list[str]:
+    """What was set by hand in earlier sessions and still holds."""
+    hand = trainer.by_hand
+    parts = [f"{name} {'frozen' if frozen else 'not frozen'}" for name, frozen in hand.frozen.items()]
+    parts += [f"rate of {name} x{factor:g}" for name, factor in hand.factors.items()]
+    return [f"by hand   {', '.join(parts)} (--forget-by-hand)"] if parts else []
 
 
 def what_world(scene: Scene) -> str:

@@ -1,6 +1,7 @@
 """Scenes from disk: COLMAP models, NeRF-synthetic folders, transforms.json."""
 
 import os
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from gsopt.datasets.initial_points import random_points
 from gsopt.datasets.masks import Alpha, add_masks, find_masks, without_ignored, without_masks
 from gsopt.datasets.normalization import Normalization, move_photos, normalization
 from gsopt.datasets.photo_cache import CacheKind, load_views
+from gsopt.datasets.photo_files import UNFINISHED, find_photos
 from gsopt.datasets.ply import read_splat, write_splat
 from gsopt.datasets.point_files import load_points, read_points
 from gsopt.datasets.scene import PointCloud, Scene, View
@@ -58,8 +60,9 @@ def load_scene(
 ) -> Scene:
     """Read a scene: cameras, photos (decoded in parallel, undistorted, uint8) and points.
 
-    The format is detected: `sparse/0` or `sparse` is COLMAP, `transforms_train.json` NeRF-synthetic, and
-    `transforms.json` (or `path` itself, if it is a JSON file) nerfstudio or instant-ngp. Photos that are
+    The format is detected: `sparse/0` or `sparse` is COLMAP, `transforms_train.json` NeRF-synthetic,
+    `transforms.json` (or `path` itself, if it is a JSON file) nerfstudio or instant-ngp; at last
+    `colmap/sparse/0` is COLMAP. Photos that are
     listed but not there are left out with one warning. Without points in the scene, they are random: see
     `random_points`. docs/data.md shows the folders.
 
@@ -151,14 +154,37 @@ def _read(root: Path) -> _Listing:
         raise InputError(f"{root}: no such directory (found {found}); give the folder of a scene")
     model = find_model(root)
     if model is not None:
-        photos, points = read_model(model, root / "images")
-        return _Listing("colmap", model, photos, root / "images", lambda most: thinned(points(), most))
+        return _colmap(model, root / "images")
     train, single = root / "transforms_train.json", root / "transforms.json"
     if train.is_file():
         return _Listing("nerf-synthetic", train, *read_nerf_synthetic(root), find_points(train))
     if single.is_file():
         return _Listing("transforms", single, *read_transforms(single), find_points(single))
-    raise InputError(
+    model = find_model(root / "colmap")  # nerfstudio's, where there is no transforms.json of it
+    if model is not None:
+        folders = (root / "images", root / "colmap" / "images")
+        return _colmap(model, next((folder for folder in folders if folder.is_dir()), folders[0]))
+    raise _no_scene(root)
+
+
+def _colmap(model: Path, folder: Path) -> _Listing:
+    photos, points = read_model(model, folder)
+    return _Listing("colmap", model, photos, folder, lambda most: thinned(points(), most))
+
+
+def _no_scene(root: Path) -> InputError:
+    """What to do about a folder that is no scene."""
+    if (root / UNFINISHED).is_dir():
+        return InputError(f"{root}: no scene yet; let the same gsopt prepare --output {root} finish it")
+    given = root / "images" if find_photos(root / "images") else root
+    if photos := find_photos(given):
+        named = root if root.name not in ("", "..") else root.resolve()
+        words = [shlex.quote(str(path)) for path in (given, named.with_name(f"{named.name}_scene"))]
+        return InputError(
+            f"{root}: no scene, {len(photos)} photos without cameras; find these with: "
+            f"gsopt prepare --images {words[0]} --output {words[1]}"
+        )
+    return InputError(
         f"{root}: no scene, expected sparse/0/cameras.bin or .txt (COLMAP), transforms_train.json "
         f"(NeRF-synthetic) or transforms.json (nerfstudio, instant-ngp), found {_contents(root)}; "
         "give the folder that has one of them"

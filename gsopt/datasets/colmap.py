@@ -22,7 +22,7 @@ _OPTIONAL = ("rigs", "frames")  # COLMAP 3.12 and later
 
 
 def find_model(root: Path) -> Path | None:
-    """The folder of a scene that holds a COLMAP model: sparse/0 or sparse; None where there is none."""
+    """The folder that holds a COLMAP model, `root`/sparse/0 or `root`/sparse; None where there is none."""
     for folder in (root / "sparse" / "0", root / "sparse"):
         if any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
             return folder

@@ -39,7 +39,7 @@ class Lens:
     source: str
 
     def __post_init__(self) -> None:
-        focal = self.params[:2] if self.model in ("PINHOLE", "OPENCV") else self.params[:1]
+        focal = self.params[:1] if self.model.startswith(("SIMPLE", "RADIAL")) else self.params[:2]
         finite = all(np.isfinite(self.params))
         if self.width < 1 or self.height < 1 or not finite or min(focal) <= 0:
             raise InputError(
