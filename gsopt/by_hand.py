@@ -21,7 +21,7 @@ from gsopt.groups import GroupSpec, freeze, unfreeze
 from gsopt.locks import check_something_moves, lock, unlock
 
 if TYPE_CHECKING:
-    from gsopt.monitor import Progress
+    from gsopt.progress import Progress
     from gsopt.recorder import Recorder
     from gsopt.runtime import StopSignals
     from gsopt.trainer import Trainer

@@ -36,6 +36,7 @@ from gsopt.limits import AT_LEAST, FIXED, LARGEST_SEED
 from gsopt.locks import check_attributes
 from gsopt.model import ATTRIBUTES, GaussianModel
 from gsopt.optim.arguments import check_optimizer_flags
+from gsopt.progress import ProgressOptions
 from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.scene_options import SceneOptions
@@ -52,7 +53,7 @@ DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
-class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
+class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptions):
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
@@ -141,10 +142,12 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
     background_model_trainable: bool = False
     """Train the background too: groups background.xyz, background.opacity and so on."""
     # which Gaussians there are
-    strategy: Literal["default", "mcmc", "budget", "none"] = "default"
-    """Densification: the original clone, split and prune; MCMC; growth to a fixed number; or none."""
+    strategy: Literal["default", "mcmc", "budget", "none"] | None = None
+    """Densification: the original's clone, split and prune, gsplat's DefaultStrategy; MCMC; growth to a fixed
+    number; or none. Default: mcmc; none for Gaussians from a file without --start-step."""
     max_gaussians: int | None = None
-    """No growth beyond so many Gaussians; mcmc and budget grow to so many."""
+    """No growth beyond so many Gaussians; mcmc and budget grow to so many, by default one for 65 pixels of
+    the training views."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
     mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
     budget: BudgetStrategy = field(default_factory=BudgetStrategy)
@@ -160,8 +163,6 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
     """Iterations to measure the test views after, as they are; default 7,000 scaled. The last always is."""
     save_iterations: tuple[int, ...] | None = None
     """Iterations to save a PLY after, as they are; default 7,000 scaled. The last always is."""
-    quiet: bool = False
-    """No progress line."""
 
     def __post_init__(self) -> None:
         for name in ("scene", "output", "resume", "init", "background_model"):
@@ -176,13 +177,14 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
     def of_run(cls, path: Path) -> "TrainConfig":
         """The settings a run was started with, set to resume it; change them with `dataclasses.replace`.
 
+        `log_json` is a matter of each session, not of the run.
+
         Raises InputError where there is no run.
         """
         path = Path(path)
         run = RunFolder.open(path)
-        return dataclasses.replace(
-            from_json(cls, read_json(run.config), str(run.config)), resume=path, output=path
-        )
+        saved = from_json(cls, read_json(run.config), str(run.config))
+        return dataclasses.replace(saved, resume=path, output=path, log_json=False)
 
     def to_json(self) -> dict[str, Any]:
         """What goes into config.json: all but how it is watched."""
@@ -204,6 +206,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
         self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
         self.check_supervision()
         self.check_viewer()
+        self.check_progress()
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ITERATION_LISTS:
@@ -248,6 +251,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
         first = (max(1, round(FIRST_LOOK * length / REFERENCE_ITERATIONS)),)
         return dataclasses.replace(
             resolve_steps(self, length),
+            strategy=self.strategy or DEFAULT_STRATEGY,
             schedule_iterations=length,
             **{part: resolve_steps(getattr(self, part), length) for part in STRATEGIES.values()},
             resolution=self.resolution or (CPU_RESOLUTION if device_type == "cpu" else DEFAULT_RESOLUTION),
@@ -298,7 +302,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
             **self.supervision,
             cache=self.cache,
             threads=self.threads,
-            progress=not self.quiet and sys.stderr.isatty(),
+            progress=self.talks and sys.stderr.isatty(),
         )
 
     def _begins_with_splat(self) -> bool:  # its header is looked at only where nothing else tells
@@ -351,9 +355,10 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
 
     def make_strategy(self, scene: Scene) -> Strategy:
         """A fresh strategy for a scene, with what its settings leave to the scene."""
-        if self.strategy == "none":
+        name = self.strategy or DEFAULT_STRATEGY
+        if name == "none":
             return NoStrategy()
-        settings = getattr(self, STRATEGIES[self.strategy])
+        settings = getattr(self, STRATEGIES[name])
         changes: dict[str, Any] = {}
         if settings.scene_scale == type(settings).scene_scale:
             changes["scene_scale"] = scene.extent
@@ -364,6 +369,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions):
         return dataclasses.replace(settings, **changes)
 
 
+DEFAULT_STRATEGY = "mcmc"
 STRATEGIES = {"default": "densify", "mcmc": "mcmc", "budget": "budget"}  # --strategy: name of its settings
 
 

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: TensorBoard events, and the progress line of the terminal.
+"""What a run tells TensorBoard while it trains.
 
 Tags are those of the original 3DGS where it has one; the others are ours. Writing is cheap enough to leave
 on: losses every 10 steps as one event, norms every 50. docs/monitoring.md lists every tag, and the cost.
@@ -18,11 +18,9 @@ from torch import Tensor
 from gsopt import pictures
 from gsopt.errors import is_disk_full
 
-LOSSES_EVERY = 10  # steps between the events of losses, learning rates, counts
 NORMS_EVERY = 50  # steps between the events of norms: they read every parameter, gradient and moment
 PICTURES = 4  # views of each split whose pictures are kept
 HISTOGRAM_BINS = 64  # equal ones; those that the writer has by default take ten times as long
-PSNR_MEMORY = 0.9  # weight of the past in the running PSNR, one training view every LOSSES_EVERY steps
 
 
 def wait_for_a_later_name(folder: Path) -> None:
@@ -198,55 +196,6 @@ class Monitor:
 
 
 LOSS_TAGS = {"l1": "l1_loss", "total": "total_loss"}  # ours -> the original's
-
-
-class Progress:
-    """The progress line: iterations, loss, running PSNR, Gaussians, iterations per second.
-
-    Where stderr is not a terminal it is a line of text after every tenth of the run instead.
-    """
-
-    def __init__(self, first: int, last: int, quiet: bool = False) -> None:
-        from tqdm import tqdm
-
-        self.quiet = quiet
-        self.bar = tqdm(
-            total=last,
-            initial=first,
-            unit="it",
-            disable=quiet or None,  # None: where it is not a terminal
-            dynamic_ncols=True,
-            smoothing=0.05,
-        )
-        self.done, self.last = first, last
-        self.loss: float | None = None
-        self.psnr: float | None = None
-        self._tenths = 10 * first // last  # of the run, already told
-
-    def advance(self) -> None:
-        """One more iteration is done."""
-        self.done += 1
-        self.bar.update()
-
-    def show(self, loss: float, psnr: float, gaussians: int) -> None:
-        """New values for the line; the PSNR shown is a running mean over training views."""
-        self.loss = loss
-        old = psnr if self.psnr is None else self.psnr
-        self.psnr = PSNR_MEMORY * old + (1 - PSNR_MEMORY) * psnr
-        state = f"loss {loss:.4f}  PSNR {self.psnr:.2f}  {gaussians:,} Gaussians"
-        self.bar.set_postfix_str(state, refresh=False)
-        if self.bar.disable and (tenths := 10 * self.done // self.last) > self._tenths:
-            self._tenths = tenths
-            self.say(f"iteration {self.done:,} of {self.last:,}  {state}")
-
-    def say(self, line: str) -> None:
-        """A line of text, above the progress line where there is one."""
-        if not self.quiet:
-            self.bar.write(line)
-
-    def close(self) -> None:
-        """End the line."""
-        self.bar.close()
 
 
 def _norm(tensors: Iterable[Tensor | None]) -> float:

@@ -18,7 +18,8 @@ from gsopt.errors import InputError, is_disk_full
 from gsopt.evaluation import Metrics
 from gsopt.guards import NonFinite, diverged, is_out_of_memory
 from gsopt.metrics import psnr
-from gsopt.monitor import LOSSES_EVERY, Monitor, Progress
+from gsopt.monitor import Monitor
+from gsopt.progress import LOSSES_EVERY, Progress, teller
 from gsopt.ranks import RankError
 from gsopt.rundir import RunFolder, read_json, write_json
 from gsopt.strategy import Refinement
@@ -49,6 +50,7 @@ class Recorder:
         self._in_a_row = 0  # steps left out one after another
         self._last_skip = -1  # the step after which the last was
         self._session = contextlib.ExitStack()  # the run is held in it
+        self._tell = teller(trainer.config)
         self.history: list[Metrics] = []  # a test of the run each
         self._reported = (trainer.step, trainer.clock.read().get("train", 0.0))  # at the last report
 
@@ -98,6 +100,9 @@ class Recorder:
             trainer.monitor.refinement(refined.counts, count, refined.score, step)
             if not count:
                 raise InputError(f"iteration {step}: every Gaussian was pruned; lower the learning rates")
+        if any(refined.counts.values()) or refined.reset:
+            count = trainer.model.num_gaussians
+            self._tell("refine", step=step, gaussians=count, **refined.counts, opacity_reset=refined.reset)
         if step % FINITE_EVERY == 0:
             self._require_finite()
         if step % LOSSES_EVERY == 0 and result is not None:
@@ -178,6 +183,7 @@ class Recorder:
         self._in_a_row, self._last_skip = in_a_row, trainer.step
         trainer.monitor.scalars({"skipped_steps": trainer.skipped}, trainer.step)
         progress.say(f"{trouble}; step left out, the {trainer.skipped:,}. of this run")
+        self._tell("skip", step=trainer.step, skipped=trainer.skipped, message=str(trouble))
 
     @contextlib.contextmanager
     def rescue(self) -> Iterator[None]:
@@ -249,6 +255,13 @@ class Recorder:
             "gaussians": trainer.model.num_gaussians,
         }
         self.history = [*(old for old in self.history if old["iteration"] != trainer.step), entry]
+        self._tell(
+            "eval",
+            step=trainer.step,
+            gaussians=entry["gaussians"],
+            seconds=round(trainer.clock.read()["total"], 3),
+            **{split: metrics[split] for split in ("test", "train")},
+        )
         with self._going_on("history.json"):
             if trainer.ranks.first:
                 write_json(trainer.run.history, self.history)
@@ -299,9 +312,9 @@ class Recorder:
         milliseconds = 1000 * (seconds - last_seconds) / (trainer.step - last_step)
         trainer.monitor.losses(terms, milliseconds, trainer.model.num_gaussians, trainer.step)
         trainer.monitor.groups(trainer.optimizer, trainer.step)
-        progress.show(
-            terms["total"], psnr(result.image, photo, result.mask).item(), trainer.model.num_gaussians
-        )
+        found = psnr(result.image, photo, result.mask).item()
+        total = sum(trainer.clock.seconds.values())
+        progress.show(terms["total"], found, trainer.model.num_gaussians, milliseconds, total)
 
     @contextlib.contextmanager
     def _needed(self) -> Iterator[None]:
@@ -332,6 +345,7 @@ class Recorder:
             )
             world = trainer.scene.world
             trainer.model.moved(world and world.inverse()).save_ply(ply)
+            self._tell("model", step=trainer.step, path=str(ply))
             if trainer.joint.poses is not None:
                 refined = [trainer.joint.refined(view.camera, i) for i, view in enumerate(train)]
                 cameras = [*(view.camera for view in test), *refined]
@@ -347,3 +361,4 @@ class Recorder:
             path = checkpoint.path_of(trainer.run.checkpoints, trainer.step)
             checkpoint.save(path, trainer.state_dict())
             checkpoint.prune(trainer.run.checkpoints, trainer.config.keep)
+        self._tell("checkpoint", step=trainer.step, path=str(path))

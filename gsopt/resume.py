@@ -81,7 +81,7 @@ def go_on(trainer: "Trainer", state: dict[str, Any]) -> None:
 
     Raises InputError where its scene has other views than the run's, or is normalised in another way.
     """
-    quiet = trainer.config.quiet
+    quiet = not trainer.config.talks
     check_views(trainer.scene, trainer.run)
     check_world(trainer.scene, state)
     trainer.step, trainer.first_sh_degree = state["step"], state["first_sh_degree"]

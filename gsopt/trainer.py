@@ -44,9 +44,10 @@ from gsopt.joint_options import present_groups, still_groups
 from gsopt.locks import check_something_moves, clear_locked_gradients, hold_locked, lock, unlock
 from gsopt.losses import photometric, with_terms
 from gsopt.model import ATTRIBUTES, GaussianModel
-from gsopt.monitor import PICTURES, Monitor, Progress
+from gsopt.monitor import PICTURES, Monitor
 from gsopt.optim import build_optimizer, visible_rows
 from gsopt.optim.arguments import parse_arguments
+from gsopt.progress import Progress
 from gsopt.ranks import Ranks, Seen
 from gsopt.recorder import Recorder, StepResult
 from gsopt.render.info import keep_gradient
@@ -87,7 +88,7 @@ class Trainer:
         if config.scene is None and scene is not None:
             config = dataclasses.replace(config, scene=scene.path)
         if not ranks.first:
-            config = dataclasses.replace(config, quiet=True)
+            config = dataclasses.replace(config, quiet=True, log_json=False)
         config.check()
         self.device = pick_device(config.device, config.backend)
         use_card(self.device, ranks.local_rank)
@@ -233,7 +234,7 @@ class Trainer:
         """
         recorder = Recorder(self)
         recorder.begin()
-        progress = Progress(self.step, self.config.iterations, self.config.quiet)
+        progress = Progress.of(self)
         with (
             StopSignals(patient=self.ranks.size > 1) as stop,
             torch_threads(1),

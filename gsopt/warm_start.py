@@ -91,7 +91,7 @@ def started(config: "TrainConfig") -> "TrainConfig":
         changes["init_warmup"] = _warmup_steps(config)
     densify: dict[str, Any] = {}
     if config.start_step is None:
-        changes |= {"coarse_to_fine": False, "fit_rates": False}
+        changes |= {"coarse_to_fine": False, "fit_rates": False, "strategy": config.strategy or "none"}
         if config.densify.refine_stop_iter is None:
             densify["refine_stop_iter"] = 0
     if not config.init_reset_opacity and config.densify.reset_every is None:

@@ -124,7 +124,8 @@ def meta_trainer(monkeypatch, alpha: bool = False, lock: bool = False, **setting
     if alpha:
         for view in scene.train:
             view.image = torch.cat([view.image, view.image[..., :1]], dim=-1)
-    config = TrainConfig(scene=scene.path, iterations=1000, quiet=True, **settings)
+    settings = {"strategy": "default", "iterations": 1000, "quiet": True} | settings
+    config = TrainConfig(scene=scene.path, **settings)
     with Waits():
         trainer = Trainer(config, scene=scene, model=model)
     if lock:  # not gsopt.lock, which looks at values

@@ -37,7 +37,8 @@ def draw_photos(folder: Path, count: int = 6) -> dict[str, np.ndarray]:
 
 def make_untidy(folder: Path, centers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Put photos of `draw_photos` in subfolders and other formats, and others beside; the centres again."""
-    names = {"0.png": "first walk/a.JPG", "1.png": "first walk/é.jpeg", "2.png": "second/a.jpg", "3.png": "c.tif"}
+    names = {"0.png": "first walk/a.JPG", "1.png": "first walk/é.jpeg"}
+    names |= {"2.png": "second/a.jpg", "3.png": "c.tif"}
     for old, new in names.items():
         path = folder / new
         path.parent.mkdir(exist_ok=True)

@@ -35,9 +35,15 @@ LEAST_PIXELS = 6  # photos of 24 pixels are reduced, too: to 6 until step 3, to 
 WHEN = {"refine_start_iter": 5, "refine_stop_iter": 30, "refine_every": 5}  # after steps 10, 15, ..., 25
 DENSIFY = DefaultStrategy(**WHEN, reset_every=20, grow_grad2d=1e-5, prune_opa=0.02)
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "default": {"densify": DENSIFY},
-    "absgrad": {"densify": replace(DENSIFY, absgrad=True, refine_scale2d_stop_iter=30)},
-    "revised_opacity": {"densify": replace(DENSIFY, revised_opacity=True, grow_scale3d=0.02)},
+    "default": {"strategy": "default", "densify": DENSIFY},
+    "absgrad": {
+        "strategy": "default",
+        "densify": replace(DENSIFY, absgrad=True, refine_scale2d_stop_iter=30),
+    },
+    "revised_opacity": {
+        "strategy": "default",
+        "densify": replace(DENSIFY, revised_opacity=True, grow_scale3d=0.02),
+    },
     "mcmc": {"strategy": "mcmc", "max_gaussians": 90, "mcmc": MCMCStrategy(**WHEN, min_opacity=0.098)},
     "budget": {"strategy": "budget", "max_gaussians": 90, "budget": BudgetStrategy(**WHEN)},
     "none": {"strategy": "none"},

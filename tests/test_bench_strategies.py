@@ -74,7 +74,19 @@ def test_an_interrupted_table_goes_on(ball, tmp_path, counted, capsys):
     assert counted == ["strategy=none 0", f"{BUDGET} 0", "strategy=none 2", f"{BUDGET} 2", f"{BUDGET} 2"]
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("  strategy=none  "))
-    assert row.split() == ["strategy=none", "31.00", "dB", "-", "90", "100", "1.00", "1,000", "0.50", "%"]
+    assert row.split() == [
+        "strategy=none",
+        "31.00",
+        "dB",
+        "-",
+        "90",
+        "100",
+        "1.00",
+        "0.00",
+        "1,000",
+        "0.50",
+        "%",
+    ]
     assert "  strategy=none: 0: 60, 5: 100, 7: 90" in out
     assert bench(*words, "--iterations", 3_000) == 0  # other settings: all anew
     assert len(counted) == 9

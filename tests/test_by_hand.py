@@ -39,6 +39,7 @@ def config(ball, tmp_path):
         sh_degree=1,
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DefaultStrategy(
             refine_start_iter=5, refine_stop_iter=28, refine_every=5, reset_every=20, grow_grad2d=1e-5
         ),

@@ -18,7 +18,8 @@ from gsopt.commands import COMMANDS, main
 from gsopt.datasets import read_splat
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ("--device", "cpu", "--quiet")
+CPU = ("--device", "cpu")
+QUICK = (*CPU, "--quiet")
 
 
 def gsopt(*words) -> None:
@@ -38,7 +39,7 @@ def run(ball, tmp_path_factory):
 
 
 def test_train_says_what_it_does(ball, tmp_path, capsys):
-    gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, *QUICK)
+    gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, *CPU)
     out = capsys.readouterr().out
     assert out.startswith("device    CPU, ")
     assert "(not CUDA: " in out.splitlines()[0]
@@ -58,7 +59,7 @@ def test_train_says_what_it_does(ball, tmp_path, capsys):
 
 def test_train_with_several_views_a_step(ball, tmp_path, capsys):
     flags = ["--iterations", 3, "--accumulate", 2, "--batch-size", 8, "--scale-rates"]
-    gsopt("train", "--scene", ball, "--output", tmp_path / "a", *flags, *QUICK)
+    gsopt("train", "--scene", ball, "--output", tmp_path / "a", *flags, *CPU)
     line = "step      of 16 views: --batch-size 8 x --accumulate 2, all rates x4.00 (--scale-rates)"
     assert line in capsys.readouterr().out
     assert json.loads((tmp_path / "a" / "metrics.json").read_text())["iterations"] == 3
@@ -66,9 +67,7 @@ def test_train_with_several_views_a_step(ball, tmp_path, capsys):
 
 def test_train_says_what_is_frozen_when(ball, tmp_path, capsys):
     windows = ["xyz@0:2", "xyz@3:4", "opacity@4:", "rotation"]
-    gsopt(
-        "train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, "--freeze", *windows, *QUICK
-    )
+    gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, "--freeze", *windows, *CPU)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("frozen "))
     assert "xyz in iterations 1 to 2 and in iterations 4 to 4" in line
     assert "opacity from iteration 5 on; rotation throughout" in line
@@ -150,7 +149,7 @@ def test_settings_without_effect(run, capsys, flags, idle, why):
 
 
 def test_a_finished_run_goes_on_for_longer(ball, tmp_path, capsys):
-    gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, *QUICK)
+    gsopt("train", "--scene", ball, "--output", tmp_path / "a", "--iterations", 5, *CPU)
     capsys.readouterr()
     gsopt("train", "--resume", tmp_path / "a", "--iterations", 8, "--freeze", "xyz")
     out = capsys.readouterr().out

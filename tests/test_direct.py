@@ -298,7 +298,7 @@ def test_trainings_with_and_without_have_the_same_bits(photos, tmp_path, setting
         quiet=True,
         device="cpu",
         densify=densify,
-        **settings,
+        **({"strategy": "default"} | settings),
     )
     trainers = [Trainer(config, scene=photos) for _ in range(2)]
     assert trainers[0].direct is not None

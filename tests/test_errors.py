@@ -168,8 +168,8 @@ FLAGS = [  # flags, what the line must name
     (["--init", "nowhere.ply"], ("nowhere.ply",)),
     (["--resume", "nowhere"], ("nowhere", "config.json")),
     (["--background", "blue"], ("--background", "blue", "white")),
-    (["--densify.refine-every", "0"], ("--densify.refine-every", "1 or more")),
-    (["--densify.prune-opa", "0.5"], ("--densify.prune-opa",)),
+    (["--strategy", "default", "--densify.refine-every", "0"], ("--densify.refine-every", "1 or more")),
+    (["--strategy", "default", "--densify.prune-opa", "0.5"], ("--densify.prune-opa",)),
     (["--max-gaussians", "1"], ("--max-gaussians", "found 1")),
     (["--groups.opacity.schedule", "constant:nan"], ("constant:nan", "found nan")),
 ]

@@ -37,6 +37,7 @@ def config(ball, tmp_path):
         device="cpu",
         quiet=True,
         background="random",
+        strategy="default",
         densify=DefaultStrategy(refine_start_iter=5, refine_every=5, grow_grad2d=1e-5),
     )
 

@@ -29,7 +29,10 @@ HOUSE = {
     "video": {"pictures"},
     "perceptual": set(),
     "text": set(),
+    "eta": {"schedules"},
+    "progress": {"eta"},
     "monitor": {"pictures"},
+    "summary": {"checkpoint", "rundir", "text"},
     "device": set(),
     "versions": set(),
     "native": set(),
@@ -81,7 +84,7 @@ HOUSE["trainer"] = BELOW | {
     *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
 }
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
-HOUSE["viewer"] = BELOW
+HOUSE["viewer"] = BELOW | {"joint", "warm_start"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["blocks"] = BELOW | {"config", "sweep"}
 HOUSE["commands"] = BELOW | {

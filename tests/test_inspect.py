@@ -42,6 +42,7 @@ def run(tmp_path_factory):
         groups=Groups(
             feature_rest=GroupOptions(weight_decay=0.5), opacity=GroupOptions(lr=0.02, schedule="exp:0.1")
         ),
+        strategy="default",
         densify=DefaultStrategy(
             refine_start_iter=2, refine_stop_iter=90, refine_every=4, grow_grad2d=1e-5, grow_scale3d=1.0
         ),

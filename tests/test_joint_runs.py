@@ -50,6 +50,7 @@ def config(ball, tmp_path):
         save_iterations=(),
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DENSIFY,
         groups=Groups(poses=GroupOptions(lr=1e-3)),
     )
@@ -391,7 +392,7 @@ def test_a_rate_without_effect_is_told(ball, tmp_path, capsys, flag, lacks):
 def test_train_says_what_is_beside_the_model(ball, backdrop, tmp_path, capsys):
     words = ["train", "--scene", str(ball.path), "--output", str(tmp_path / "a"), "--iterations", "1"]
     flags = ["--optimize-poses", "--exposure", "--background-model", str(backdrop)]
-    assert main([*words, *flags, "--device", "cpu", "--quiet"]) == 0
+    assert main([*words, *flags, "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "poses of 6 training cameras" in out
     assert "exposures of 6 training photos" in out

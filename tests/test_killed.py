@@ -30,7 +30,7 @@ from gsopt.trainer import Trainer
 
 FLAGS = shlex.split(
     "--device cpu --quiet --exposure --background random --freeze opacity@40:60 "
-    "--densify.refine-start-iter 5 --densify.refine-every 10 --densify.reset-every 40 "
+    "--strategy default --densify.refine-start-iter 5 --densify.refine-every 10 --densify.reset-every 40 "
     "--densify.grow-grad2d 1e-5 --test-iterations 31 70 --save-iterations 50 --checkpoint-every 4"
 )
 

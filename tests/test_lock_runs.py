@@ -61,6 +61,7 @@ def config(splat, tmp_path):
         device="cpu",
         quiet=True,
         groups=Groups(opacity=GroupOptions(weight_decay=0.1)),
+        strategy="default",
         densify=DefaultStrategy(
             refine_start_iter=5,
             refine_stop_iter=36,

@@ -63,6 +63,7 @@ def config(ball, tmp_path):
         save_iterations=(),
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DENSIFY,
     )
 

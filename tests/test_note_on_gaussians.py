@@ -187,6 +187,7 @@ def test_the_same_from_the_command_line(scene, tmp_path):
         exclude=LEFT_OUT,
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DefaultStrategy(refine_start_iter=5, refine_every=5, grow_grad2d=1e-5, grow_scale3d=1.0),
     )
     trainer = gsopt.Trainer(config)

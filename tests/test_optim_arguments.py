@@ -184,6 +184,7 @@ def config(ball, tmp_path):
         save_iterations=(),
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DENSIFY,
     )
 

@@ -159,6 +159,26 @@ def test_the_sharpest_frames_of_a_video_are_taken(tmp_path):
             assert image.size == (160, 96)
 
 
+def test_a_video_becomes_a_scene(tmp_path, capsys):
+    """Of the photos as frames; the report names the video, and the command may be given again."""
+    preparing.draw_photos(tmp_path / "photos")
+    size = (preparing.WIDTH, preparing.HEIGHT)
+    writer = imageio_ffmpeg.write_frames(str(tmp_path / "film.mov"), size, fps=2, quality=10)
+    writer.send(None)
+    for path in sorted((tmp_path / "photos").iterdir()):
+        with Image.open(path) as image:
+            writer.send(image.tobytes())
+    writer.close()
+    flags = ["--video", str(tmp_path / "film.mov"), "--frames", "6", "--output", str(tmp_path / "scene")]
+    for how in ("frames    done, ", "finished  "):
+        assert main(["prepare", *flags]) == 0
+        assert how in capsys.readouterr().out
+    report = json.loads((tmp_path / "scene" / "prepare.json").read_text())
+    assert report["settings"]["video"] == str(tmp_path / "film.mov")
+    assert report["photos"]["registered"] >= 5
+    assert load_scene(tmp_path / "scene").train[0].camera.name == "frame_000001.jpg"
+
+
 @pytest.mark.parametrize(
     ("asked", "photos", "is_video", "matching", "pairs"),
     [

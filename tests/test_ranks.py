@@ -201,8 +201,9 @@ def test_who_does_not_answer_is_not_waited_for_for_ever(ball, tmp_path):
 
 FLAGS = (
     *("--iterations", "16", "--checkpoint-every", "4", "--test-iterations", "10", "--device", "cpu"),
-    *("--save-iterations", "5", "--densify.refine-start-iter", "2", "--densify.refine-every", "5"),
-    *("--densify.grow-grad2d", "1e-5", "--exposure", "--quiet"),
+    *("--save-iterations", "5", "--strategy", "default", "--densify.refine-start-iter", "2"),
+    *("--densify.refine-every", "5"),
+    *("--densify.grow-grad2d", "1e-5", "--exposure"),
 )
 
 

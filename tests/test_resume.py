@@ -28,6 +28,7 @@ def config(tmp_path):
         save_iterations=[],
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DefaultStrategy(refine_start_iter=1, refine_every=10, grow_grad2d=1e-5),
     )
 

@@ -74,8 +74,8 @@ def test_a_gaussian_grows_once_in_a_refinement_and_unseen_ones_do_not():
     assert refine_once(rows_of((SMALL, OPAQUE)), [0.0], max_gaussians=9) == Refinement()
 
 
-@pytest.mark.parametrize(("pixels", "expected"), [(900, 10), (1_299, 12)])
-def test_the_budget_by_default_is_one_for_100_training_pixels(pixels, expected):
+@pytest.mark.parametrize(("pixels", "expected"), [(600, 10), (844, 12), (10**9, 10**6)])
+def test_the_budget_by_default_is_one_for_65_training_pixels(pixels, expected):
     strategy = BudgetStrategy(**ONCE, training_pixels=pixels)
     assert strategy.target(2, start=10) == expected  # never less than there are
     assert BudgetStrategy(**ONCE, training_pixels=pixels, max_gaussians=77).target(2, start=10) == 77

@@ -281,11 +281,11 @@ def test_growth_ends_at_the_limit(limit):
     assert counts[-1] == (limit or 165)  # 5% of whole numbers, rounded down
 
 
-def test_the_limit_by_default_is_one_for_100_training_pixels():
+def test_the_limit_by_default_is_one_for_65_training_pixels():
     model = rows_of([0.5] * 100)
-    assert refine(model, training_pixels=10_200).added == 2
-    assert refine(model, training_pixels=9_000).added == 0  # it has more: they stay
-    assert refine(model, training_pixels=9_000, max_gaussians=103).added == 1
+    assert refine(model, training_pixels=6_694).added == 2
+    assert refine(model, training_pixels=6_000).added == 0  # it has more: they stay
+    assert refine(model, training_pixels=6_000, max_gaussians=103).added == 1
 
 
 def test_settings_scale_with_the_run():

@@ -55,6 +55,7 @@ def config(ball, tmp_path):
         save_iterations=(),
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DefaultStrategy(**WHEN, grow_grad2d=1e-5, grow_scale3d=0.05),
         mcmc=MCMCStrategy(**WHEN, min_opacity=0.098, init_opacity=0.1),  # few are dead
         budget=BudgetStrategy(**WHEN, grow_scale3d=0.05),
@@ -143,8 +144,13 @@ def test_a_strategy_prepares_what_is_made_of_points_and_nothing_else(
 
 
 SCENES = {  # flags: what the strategy gets from settings and scene
-    "default": (dict(), DefaultStrategy, dict(max_gaussians=None)),
-    "default, a limit": (dict(max_gaussians=99), DefaultStrategy, dict(max_gaussians=99)),
+    "by default": (dict(), MCMCStrategy, dict(max_gaussians=None, training_pixels=6 * 24 * 24)),
+    "default": (dict(strategy="default"), DefaultStrategy, dict(max_gaussians=None)),
+    "default, a limit": (
+        dict(strategy="default", max_gaussians=99),
+        DefaultStrategy,
+        dict(max_gaussians=99),
+    ),
     "mcmc": (dict(strategy="mcmc"), MCMCStrategy, dict(max_gaussians=None, training_pixels=6 * 24 * 24)),
     "budget": (dict(strategy="budget"), BudgetStrategy, dict(training_pixels=6 * 24 * 24)),
     "budget, a limit": (dict(strategy="budget", max_gaussians=99), BudgetStrategy, dict(max_gaussians=99)),
@@ -166,7 +172,8 @@ def test_what_a_strategy_gets_from_the_scene(ball, case):
     if kind is not NoStrategy:
         assert strategy.scene_scale == pytest.approx(ball.extent)
         given = replace(strategy, scene_scale=7.0)
-        part = {"default": "densify"}.get(changes.get("strategy", "default"), changes.get("strategy"))
+        name = changes.get("strategy", "mcmc")
+        part = {"default": "densify"}.get(name, name)
         assert TrainConfig(scene=ball.path, **changes | {part: given}).make_strategy(ball).scene_scale == 7.0
 
 

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gsopt.commands import main
 from gsopt.config import TrainConfig
-from gsopt.monitor import Progress
+from gsopt.progress import Progress
 from gsopt.recorder import Recorder
 from gsopt.trainer import Trainer
 

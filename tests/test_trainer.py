@@ -41,6 +41,7 @@ def config(ball, tmp_path):
         save_iterations=(),
         device="cpu",
         quiet=True,
+        strategy="default",
         densify=DENSIFY,
     )
 

@@ -161,6 +161,7 @@ BY_DEFAULT = {
     "init_warmup": 4,
     "coarse_to_fine": False,
     "fit_rates": False,
+    "strategy": "none",
     "densify.refine_stop_iter": 0,
     "densify.reset_every": NEVER,
 }
@@ -171,6 +172,7 @@ SETTINGS = {
         {"start_step": 10},
         {
             "init_rates": "continue",
+            "strategy": "mcmc",
             "init_warmup": 3,
             "coarse_to_fine": True,
             "fit_rates": True,
@@ -267,7 +269,7 @@ def test_opacities_are_reset_only_if_asked(config, scene, tmp_path, reset):
     densify = DefaultStrategy(refine_start_iter=0, refine_stop_iter=30, refine_every=100)
     given = {"init": tmp_path / "a.ply", "start_step": 997, "iterations": 1003, "init_reset_opacity": reset}
     densify = replace(densify, refine_stop_iter=1002)
-    trainer = Trainer(replace(config, densify=densify, **given), scene=scene)
+    trainer = Trainer(replace(config, strategy="default", densify=densify, **given), scene=scene)
     trainer.train()
     assert (trainer.model.opacity.max() < 0) == reset
 
@@ -336,7 +338,6 @@ def test_train_says_what_it_begins_with(config, scene, tmp_path, capsys):
         "2",
         "--output",
         tmp_path / "out",
-        "--quiet",
     ]
     assert main(["train", *map(str, words)]) == 0
     out = capsys.readouterr().out

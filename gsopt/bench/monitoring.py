@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gsopt.bench.scenes import NEVER, Size, trainer_of
 from gsopt.device import synchronize
-from gsopt.monitor import LOSSES_EVERY, NORMS_EVERY, Monitor, Progress
+from gsopt.monitor import NORMS_EVERY, Monitor
+from gsopt.progress import LOSSES_EVERY, Progress
 from gsopt.recorder import Recorder
 from gsopt.runtime import torch_threads
 from gsopt.trainer import Trainer

@@ -129,10 +129,14 @@ def _around(size: Size, views: int, generator: torch.Generator) -> Scene:
 
 
 def still(config: TrainConfig) -> TrainConfig:
-    """The same settings, quiet, at full resolution, with learning rates of 0, only gathering statistics."""
+    """The same settings, quiet, at full resolution, with learning rates of 0, gathering the statistics of
+    the strategy `default` but never acting on them; without any strategy if that is asked for."""
     groups = Groups(**{name: GroupOptions(lr=0.0) for name in ATTRIBUTES})
     densify = DefaultStrategy(refine_start_iter=NEVER, refine_stop_iter=NEVER, reset_every=NEVER)
-    return replace(config, groups=groups, densify=densify, coarse_to_fine=False, quiet=True)
+    strategy = "none" if config.strategy == "none" else "default"
+    return replace(
+        config, groups=groups, strategy=strategy, densify=densify, coarse_to_fine=False, quiet=True
+    )
 
 
 def trainer_of(size: Size, freeze: Sequence[str] = (), views: int = VIEWS, **settings: Any) -> Trainer:

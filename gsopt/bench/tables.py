@@ -204,7 +204,17 @@ def strategy_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     named: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         named.setdefault(row["training"], []).append(row)
-    header = ["  training", "test PSNR", "SSIM", "Gaussians", "most", "minutes", "peak MB", "its strategy"]
+    header = [
+        "  training",
+        "test PSNR",
+        "SSIM",
+        "Gaussians",
+        "most",
+        "minutes",
+        "busy",
+        "peak MB",
+        "its strategy",
+    ]
     return [
         "",
         f"trainings, means over seeds {', '.join(dict.fromkeys(str(row['seed']) for row in rows))}",
@@ -224,7 +234,12 @@ def _strategy_row(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"  {name}",
         *(mean("psnr", 2, unit=" dB"), mean("ssim", 4), mean("gaussians", 0)),
         f"{max(row['most'] for row in rows):,}",
-        *(mean("seconds", 2, 1 / 60), mean("peak_memory_bytes", 0, 1e-6), mean("share", 2, 100, " %")),
+        *(
+            mean("seconds", 2, 1 / 60),
+            mean("steps", 2, 1 / 60),
+            mean("peak_memory_bytes", 0, 1e-6),
+            mean("share", 2, 100, " %"),
+        ),
     ]
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "merge": "trained blocks joined into one splat",
     "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
     "convert": "files of Gaussians of every program into each other, cropped, moved, joined",
+    "view": "a run or a file of Gaussians in the browser: look, cut by a box, save",
     "bench": "how long a training step takes, stage by stage",
     "doctor": "what there is to train with on this machine, and what a run uses",
 }

@@ -13,7 +13,6 @@ from tyro.conf import Positional
 from gsopt import pictures
 from gsopt.commands.flags import parse
 from gsopt.commands.sources import Source, SourceOptions, load_source
-from gsopt.commands.train import metrics_lines
 from gsopt.datasets.scene import View
 from gsopt.error_sheet import label, save_sheet, worst_first
 from gsopt.errors import InputError
@@ -21,6 +20,7 @@ from gsopt.evaluation import Metrics, evaluate_scene
 from gsopt.perceptual import Lpips
 from gsopt.rundir import read_json, write_json
 from gsopt.runtime import Stopwatch
+from gsopt.summary import metrics_lines
 
 ABOUT = (
     "Measure a run, or a PLY with --scene DIR, on its test views; writes metrics.json and pictures. "

@@ -5,11 +5,13 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import STRATEGIES, TrainConfig
+from gsopt.config import DEFAULT_STRATEGY, STRATEGIES, TrainConfig
 from gsopt.datasets import Scene
 from gsopt.device import choose_device, describe
 from gsopt.errors import InputError
@@ -19,9 +21,11 @@ from gsopt.group_options import FITTED_RATES, fitted_rate
 from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
 from gsopt.model import ATTRIBUTES, GaussianModel
+from gsopt.progress import VERSION, teller
 from gsopt.ranks import Ranks, joined, restarts
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
+from gsopt.summary import last_line, summary
 from gsopt.trainer import Trainer
 from gsopt.viewer_options import VIEWER_FLAGS
 
@@ -49,7 +53,7 @@ def parse_and_run(argv: Sequence[str], ranks: Ranks) -> None:
     if config.resume:
         old = TrainConfig.of_run(config.resume)
         config = parse(TrainConfig, argv, "gsopt train", ABOUT, default=old)
-        for name, before, after in differences(old, config) if ranks.first else ():
+        for name, before, after in differences(old, config) if ranks.first and config.talks else ():
             if name.replace("-", "_") in VIEWER_FLAGS:  # no settings of the run
                 continue
             print(f"--{name}: {after} (the run had {before})")
@@ -76,9 +80,10 @@ def is_restart(config: TrainConfig) -> bool:
 def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> None:
     """Warn of settings, other than those of `old`, of what there is none of: densification, poses, ..."""
     flags = [f"--{name}" for name, *_ in differences(old, config)]
-    used = STRATEGIES.get(config.strategy)
+    strategy = config.strategy or DEFAULT_STRATEGY
+    used = STRATEGIES.get(strategy)
     others = tuple(f"--{part}." for part in STRATEGIES.values() if part != used)
-    because = f"because of --strategy {config.strategy}"
+    because = f"because of --strategy {strategy}"
     for reason, idle, prefixes in (
         (because, True, others if used else (*others, "--max-gaussians")),
         ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
@@ -101,18 +106,34 @@ def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> N
 def run(config: TrainConfig, ranks: Ranks | None = None) -> Metrics:
     """One run from start, or its checkpoint, to end; what is in its metrics.json."""
     ranks = ranks or Ranks()
-    say = print if ranks.first else str
-    if config.resume and (done := ranks.tell(lambda: finished(config))):
-        say(f"{config.resume} is finished: {done:,} iterations are done; give a larger --iterations to go on")
-        return read_json(RunFolder(config.resume).metrics)
-    trainer = Trainer(config, ranks=ranks)
-    with watched(trainer) as viewer:
-        say("\n".join(opening(trainer, viewer)))
-        metrics = trainer.train()
-        say("\n".join(summary(trainer, metrics)))
-        if viewer is not None and config.viewer_stay:
-            say("viewer    stays until Ctrl-C (--viewer-stay)")
-            viewer.stay()
+    if not ranks.first:
+        config = replace(config, quiet=True, log_json=False)
+    with told(config):
+        if config.resume and (done := ranks.tell(lambda: finished(config))):
+            what = f"{done:,} iterations are done; give a larger --iterations to go on"
+            metrics = read_json(RunFolder(config.resume).metrics)
+            if ranks.first and not config.log_json:
+                print(f"{config.resume} is finished: {what}")
+            tell_end(config, "done", f"the run was finished: {what}", config.resume, metrics)
+            return metrics
+        trainer = Trainer(config, ranks=ranks)
+        with watched(trainer) as viewer:
+            if config.talks:
+                print("\n".join(opening(trainer, viewer)))
+            tell_start(trainer)
+            metrics = trainer.train()
+            if config.talks:
+                print("\n".join(summary(trainer.run, metrics)))
+                if viewer is not None:
+                    print(f"look      gsopt view {trainer.run.path}")
+            elif ranks.first and config.quiet:
+                print(last_line(trainer.run, metrics))
+            tell_end(config, "done", "", trainer.run.path, metrics)
+            if viewer is not None and config.viewer_stay:
+                if config.talks:
+                    print("viewer    stays until Ctrl-C (--viewer-stay)")
+                with contextlib.suppress(KeyboardInterrupt):  # the run is done
+                    viewer.stay()
     return metrics
 
 
@@ -130,6 +151,56 @@ def watched(trainer: Trainer) -> Iterator["LiveViewer | None"]:
     finally:
         trainer.by_hand.watcher = None
         viewer.close()
+
+
+@contextlib.contextmanager
+def told(config: TrainConfig) -> Iterator[None]:
+    """A run that ends early ends with an object of --log-json, too; stderr has the message for a person."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        tell_end(config, "interrupted", str(stop))
+        raise
+    except Exception as error:
+        tell_end(config, "failed", str(error))
+        raise
+
+
+def tell_start(trainer: Trainer) -> None:
+    """The first object of --log-json."""
+    scene, camera = trainer.scene, trainer.scene.train[0].camera
+    teller(trainer.config)(
+        "start",
+        version=VERSION,
+        run=str(trainer.run.path),
+        scene=str(scene.path),
+        format=scene.format,
+        device=str(trainer.device),
+        train_views=len(scene.train),
+        test_views=len(scene.test),
+        width=camera.width,
+        height=camera.height,
+        gaussians=trainer.model.num_gaussians,
+        step=trainer.step,
+        iterations=trainer.config.iterations,
+    )
+
+
+def tell_end(
+    config: TrainConfig, status: str, message: str, run: Path | None = None, metrics: Metrics | None = None
+) -> None:
+    """The last object of --log-json: "done", "interrupted" or "failed"; null for what is not known."""
+    found = metrics or {}
+    teller(config)(
+        "end",
+        status=status,
+        message=" ".join(message.split()),
+        run=None if run is None else str(run),
+        step=found.get("iterations"),
+        gaussians=found.get("gaussians"),
+        **{split: found.get(split) for split in ("test", "train")},
+        seconds=found.get("seconds"),
+    )
 
 
 def finished(config: TrainConfig) -> int:
@@ -281,31 +352,3 @@ def raised_rates(config: TrainConfig) -> str:
         for name, factor in factors.items()
         if factor > 1 and getattr(config.groups, name).lr is None
     )
-
-
-def summary(trainer: Trainer, metrics: Metrics) -> list[str]:
-    """What has come of it."""
-    seconds = metrics["seconds"]
-    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items() if part != "total")
-    run = trainer.run
-    skipped = f"{trainer.skipped:,} of {trainer.step:,} steps were not finite and left out (--on-nan skip)"
-    return [
-        *metrics_lines(metrics),
-        *([f"skipped   {skipped}"] if trainer.skipped else []),
-        f"seconds   {seconds['total']:.1f} ({parts})",
-        f"model     {run.ply(metrics['iterations'])}",
-        f"picture   {run.picture}",
-        f"metrics   {run.metrics}",
-        f"watch     tensorboard --logdir {run.path}",
-    ]
-
-
-def metrics_lines(metrics: Metrics) -> list[str]:
-    """The means of each split, and the number of Gaussians."""
-    lines = [
-        f"{split:<10}PSNR {mean['psnr']:.2f} dB   SSIM {mean['ssim']:.4f}   L1 {mean['l1']:.4f}"
-        + (f"   LPIPS {mean['lpips']:.4f}" if "lpips" in mean else "")
-        for split in ("test", "train")
-        if (mean := metrics[split])["psnr"] is not None
-    ]
-    return [*lines, f"Gaussians {metrics['gaussians']:,}"]

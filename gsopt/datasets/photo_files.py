@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 ENDINGS = frozenset(
-    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".heic", ".heif", ".avif", ".dng")
-)  # also of formats that cannot be read here: a photo is told, not passed over
+    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".heic", ".heif", ".avif")
+)  # also of formats that may not decode here, which is told then; raw files often lie beside their JPEGs
 UNFINISHED = ".prepare"  # in the folder of a scene that `gsopt prepare` has not finished
 
 

@@ -33,9 +33,7 @@ class ViewPyramid:
         """View `index` with sides divided by `factor` (1, 2, 4, ...), or by less where it would get tiny."""
         if factor != self._factor:
             self._factor, self._reduced, self._room = factor, {}, self._kept
-        view = self._views[index]
-        while factor > 1 and max(view.camera.width, view.camera.height) < factor * SMALLEST:
-            factor //= 2
+        view, factor = self._views[index], self._possible(index, factor)
         if factor == 1:
             return view
         if index in self._reduced:
@@ -51,6 +49,17 @@ class ViewPyramid:
             self._room -= size
             self._reduced[index] = reduced
         return reduced
+
+    def pixels(self, index: int, factor: int) -> int:
+        """How many `view` has, without making it."""
+        camera, factor = self._views[index].camera, self._possible(index, factor)
+        return (camera.width // factor) * (camera.height // factor)
+
+    def _possible(self, index: int, factor: int) -> int:
+        camera = self._views[index].camera
+        while factor > 1 and max(camera.width, camera.height) < factor * SMALLEST:
+            factor //= 2
+        return factor
 
 
 def reduce_view(view: View, factor: int) -> View:

@@ -193,7 +193,7 @@ class _Run:
 
 @contextmanager
 def _bar(text: str, total: int | None, unit: str) -> Iterator[tqdm]:
-    with tqdm(desc=f"{text:<10}", total=total, unit=unit, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(desc=text, total=total, unit=unit, disable=not sys.stderr.isatty()) as bar:
         yield bar
 
 

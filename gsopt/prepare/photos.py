@@ -68,6 +68,7 @@ def read_photos(folder: Path, output: Path, threads: int, bar: tqdm) -> dict[str
             bar.update()
 
     names = find_photos(folder)
+    bar.reset(total=len(names))
     with ThreadPoolExecutor(threads) as pool:
         results = dict(zip(names, pool.map(read, names), strict=True))
     return {

@@ -53,8 +53,9 @@ class Work:
             compare(self.scene, self.stages[stage]["settings"], settings)
             return self.stages[stage]["result"]
         part = self.folder / f"{stage}.part"
-        for path in (part, self.path(stage)):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in (part, self.path(stage)):  # of a call that was killed
+            if path.exists():
+                shutil.rmtree(path)
         part.mkdir()
         start = time.monotonic()
         result = make(part)

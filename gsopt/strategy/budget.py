@@ -47,7 +47,8 @@ class BudgetStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which grow_scale3d is relative to."""
     max_gaussians: int | None = None
-    """Gaussians at the end of growth; default: one for 100 pixels of the training views."""
+    """Gaussians at the end of growth; default: one for 65 pixels of the training views, at most a
+    million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians."""
     grow_scale3d: float = 0.01
@@ -76,6 +77,10 @@ class BudgetStrategy(Strategy):
         start = len(model.xyz) if self._start is None else self._start
         end = self.target(self.refine_stop_iter, start)
         return f"{start:,} to {end:,} Gaussians by iteration {self._last():,}" if end > start else ""
+
+    def forecast(self, now: int, count: int, step: int, growth: float) -> float:
+        """On the curve."""
+        return max(count, self.target(step, count if self._start is None else self._start))
 
     def check(self, model: nn.Module) -> None:
         check_resolved(self)

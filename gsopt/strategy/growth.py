@@ -13,7 +13,8 @@ from gsopt.geometry import quat_to_rotmat
 from gsopt.strategy.protocol import movable, row_names
 
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of both halves, divided by this
-PIXELS_PER_GAUSSIAN = 100  # 300 colour values are seen for the 59 numbers of a Gaussian
+PIXELS_PER_GAUSSIAN = 65  # 195 colour values are seen for the 59 numbers of a Gaussian
+MOST_BY_DEFAULT = 1_000_000  # gsplat's cap_max: more have to be asked for
 Rows = dict[str, Tensor]  # new rows of each per-Gaussian parameter, by name
 
 
@@ -114,7 +115,10 @@ def check_limit(limit: int | None, model: nn.Module) -> None:
 
 
 def default_limit(given: int | None, training_pixels: int | None) -> int | None:
-    """The limit that was given, else one Gaussian for 100 pixels of the training views; None without both."""
+    """The limit that was given, else one Gaussian for 65 pixels of the training views, at most a million.
+
+    None without both.
+    """
     if given is not None:
         return given
-    return None if training_pixels is None else training_pixels // PIXELS_PER_GAUSSIAN
+    return None if training_pixels is None else min(training_pixels // PIXELS_PER_GAUSSIAN, MOST_BY_DEFAULT)

@@ -1,6 +1,7 @@
 """3D Gaussian splatting as Markov chain Monte Carlo, with the settings of gsplat's MCMCStrategy."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -57,7 +58,8 @@ class MCMCStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which noise and scales are relative to."""
     max_gaussians: int | None = None
-    """Most Gaussians (gsplat's cap_max); default: one for 100 pixels of the training views."""
+    """Most Gaussians (gsplat's cap_max); default: one for 65 pixels of the training views, at most
+    a million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians; without either there is no limit."""
     noise_lr: float = 5e5
@@ -98,6 +100,16 @@ class MCMCStrategy(Strategy):
     def plan(self, model: nn.Module) -> str:
         limit = default_limit(self.max_gaussians, self.training_pixels)
         return "" if limit is None else f"at most {max(limit, len(model.xyz)):,} Gaussians"
+
+    def forecast(self, now: int, count: int, step: int, growth: float) -> float:
+        """As many as may come: they do, unless hardly any is opaque."""
+        first, last = max(now, self.refine_start_iter), min(step, self.refine_stop_iter - 1)
+        refinements = max(last // self.refine_every - first // self.refine_every, 0)
+        limit = default_limit(self.max_gaussians, self.training_pixels)
+        log = math.log(count) + refinements * math.log(self.growth or GROWTH) if count else 0.0
+        if limit is not None:
+            log = min(log, math.log(max(limit, count)))
+        return max(count, math.exp(min(log, math.log(sys.maxsize))))
 
     def check(self, model: nn.Module) -> None:
         check_resolved(self)

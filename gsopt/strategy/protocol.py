@@ -78,6 +78,16 @@ class Strategy:
         """How many Gaussians there will be, told before a run: "at most 9,000 Gaussians"; "" where open."""
         return ""
 
+    def forecast(self, now: int, count: int, step: int, growth: float) -> float:
+        """How many Gaussians there will be after `step`, as far as one can tell: for the time that is left.
+
+        Args:
+            now: the step of now, at most `step`.
+            count: Gaussians there are now.
+            growth: how many more there have been a step of late.
+        """
+        return count
+
     def check(self, model: nn.Module) -> None:
         """Raise InputError if this strategy cannot work with this model and these settings."""
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]  # for a checkout that is not install
 LOOK_EVERY = 0.2  # seconds between looks at the processes
 TAIL = 4096  # bytes of a log that are searched for its last line
 # settings that a run's result does not depend on
-INDIFFERENT = {"output", "resume", "threads", "cache", "quiet"}
+INDIFFERENT = {"output", "resume", "threads", "cache", "quiet", "log-json", "log-every"}
 
 
 def owned(folder: Path) -> AbstractContextManager[int]:
@@ -67,6 +67,7 @@ class Job:
         if not run.folder.config.is_file():
             write_json(run.folder.config, run.config.to_json())
         words = ["train", "--resume", str(run.folder.path), "--threads", str(run.config.threads)]
+        words += ["--no-quiet"]  # its last line is shown
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with run.log.open("ab") as log:
             self._begin = log.tell()

@@ -18,7 +18,7 @@ from gsopt.viewer.splats import Splats
 if TYPE_CHECKING:
     import viser
 
-    from gsopt.monitor import Progress
+    from gsopt.progress import Progress
     from gsopt.trainer import Trainer
 
 _NAP = 0.02  # seconds between looks at what is asked for, when nothing trains
@@ -78,10 +78,13 @@ class LiveViewer:
     def stay(self) -> None:
         """Show the model as it is until Ctrl-C."""
         self.panel.status.content = "training is over"
-        while True:
-            if self.screen.watched:
-                self._show(training=False)
-            time.sleep(_NAP)
+        try:
+            while True:
+                if self.screen.watched:
+                    self._show(training=False)
+                time.sleep(_NAP)
+        except KeyboardInterrupt:  # which ends what is finished anyway
+            return
 
     def close(self) -> None:
         """Disconnect all browsers."""

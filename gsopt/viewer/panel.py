@@ -10,7 +10,7 @@ from gsopt.viewer.box import Box
 if TYPE_CHECKING:
     import viser
 
-    from gsopt.monitor import Progress
+    from gsopt.progress import Progress
     from gsopt.trainer import Trainer
 
 STATUS_SECONDS = 1.0  # between two lines of numbers
