@@ -86,8 +86,10 @@ HOUSE["trainer"] = BELOW | {
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["viewer"] = BELOW | {"joint", "warm_start"}
 HOUSE["sweep"] = BELOW | {"config"}
+HOUSE["blocks"] = BELOW | {"config", "sweep"}
 HOUSE["commands"] = BELOW | {
     *(
+        "blocks",
         "group_options",
         "joint_options",
         "config",

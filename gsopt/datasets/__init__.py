@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from gsopt.cameras import cameras_extent
-from gsopt.datasets.colmap import find_model, read_model
+from gsopt.datasets.colmap import find_model, read_model, with_splits
 from gsopt.datasets.depths import add_depths, find_depths
 from gsopt.datasets.images import Photo, folder_beside, locate
 from gsopt.datasets.initial_points import random_points
@@ -74,7 +74,8 @@ def load_scene(
             NeRF-synthetic).
         test_every: each so many-th of the sorted names is a test view, beginning with the first; 0 for none.
             Some scenes say it themselves: NeRF-synthetic by `transforms_test.json`, else
-            `transforms_val.json`, nerfstudio by `test_filenames`, else `val_filenames`.
+            `transforms_val.json`, nerfstudio by `test_filenames`, else `val_filenames`, COLMAP by `test.txt`
+            in the folder of the model.
         seed: of random points.
         init: file whose points replace those of the scene: `read_points` says which. A splat gives centres.
         init_points: so many random points instead, in the volume that `random_points` describes.
@@ -125,6 +126,33 @@ def load_scene(
     return Scene(root, listing.format, train, test, points, _extent(root, train, points), world)
 
 
+@dataclass(frozen=True)
+class ColmapScene:
+    """A COLMAP scene whose photos are not read: what `gsopt.blocks` divides.
+
+    model, images: folders. train, test: photos that are there, sorted by name.
+    """
+
+    root: Path
+    model: Path
+    images: Path
+    train: list[Photo]
+    test: list[Photo]
+
+
+def colmap_scene(root: Path, test_every: int) -> ColmapScene:
+    """The photos of a COLMAP scene. Raises InputError where there is none, or none to train on."""
+    listing = _read(root)
+    if listing.format != "colmap":
+        raise InputError(
+            f"{root}: a scene of the format {listing.format}, expected a COLMAP model in sparse/0; "
+            "gsopt prepare makes one of photos"
+        )
+    photos = locate(listing.photos, listing.folder, listing.source, None, None)
+    train, test = _split(listing.source, photos, test_every)
+    return ColmapScene(root, listing.source, listing.folder, train, test)
+
+
 def moved_points(cloud: PointCloud, world: Similarity | None) -> PointCloud:
     """A cloud of `read_points` in the units of a scene that was normalised by `world`, as float32."""
     xyz = cloud.xyz if world is None else world.points(cloud.xyz)
@@ -169,7 +197,7 @@ def _read(root: Path) -> _Listing:
 
 def _colmap(model: Path, folder: Path) -> _Listing:
     photos, points = read_model(model, folder)
-    return _Listing("colmap", model, photos, folder, lambda most: thinned(points(), most))
+    return _Listing("colmap", model, with_splits(model, photos), folder, lambda most: thinned(points(), most))
 
 
 def _no_scene(root: Path) -> InputError:

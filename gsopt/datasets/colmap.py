@@ -8,6 +8,7 @@ documentation, "Output Format", and for rigs.bin and frames.bin in its `reconstr
 import mmap
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 from gsopt.datasets.images import Lens, Photo
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
+from gsopt.text import shortened
 
 _REQUIRED = ("cameras", "images", "points3D")
+TEST_NAMES = "test.txt"  # in the folder of a model: names of test photos, one a line, as in the original 3DGS
 _OPTIONAL = ("rigs", "frames")  # COLMAP 3.12 and later
 
 
@@ -58,6 +61,29 @@ def read_model(model: Path, images: Path) -> tuple[list[Photo], Callable[[], Poi
         ) from None
     _check_photos(model / f"images{suffix}", photos)
     return photos, lambda: _points(model / f"points3D{suffix}", reconstruction)
+
+
+def with_splits(model: Path, photos: list[Photo]) -> list[Photo]:
+    """The photos with the test views that the model's `test.txt` names, if there is one.
+
+    Raises InputError: it names a photo that the model does not have.
+    """
+    path = model / TEST_NAMES
+    if not path.is_file():
+        return photos
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); write one name a line") from None
+    known, test = {photo.name for photo in photos}, set()
+    for number, line in enumerate(lines, 1):
+        if (name := line.strip()) and name not in known:
+            raise InputError(
+                f"{path}: line {number}: {shortened(repr(name), 80)}, expected the name of an image of this "
+                "model; correct it, or remove the file to let --test-every choose"
+            )
+        test.add(name)
+    return [replace(photo, split="test" if photo.name in test else "train") for photo in photos]
 
 
 def _lens(source: Path, camera) -> Lens:

@@ -34,8 +34,8 @@ def owned(folder: Path) -> AbstractContextManager[int]:
     return rundir.owned(folder, f"--output {folder}", "a sweep, or a run of one, is")
 
 
-def is_finished(run: Run) -> bool:
-    """Whether the run is done, to its last iteration.
+def is_finished(run: Run, what: str = "sweep") -> bool:
+    """Whether the run is done, to its last iteration. `what` asks for it, for messages.
 
     Raises:
         InputError: what is in its folder was made with other settings.
@@ -47,8 +47,8 @@ def is_finished(run: Run) -> bool:
     for name, before, after in differences(found, run.config):
         if name not in INDIFFERENT:
             raise InputError(
-                f"{run.folder.path}: this run has --{name} {before}, and the sweep asks for {after}; "
-                "give the sweep another --output, or delete the run"
+                f"{run.folder.path}: this run has --{name} {before}, and the {what} asks for {after}; "
+                f"give the {what} another folder, or delete the run"
             )
     if not run.folder.metrics.is_file():
         return False
