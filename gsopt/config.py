@@ -22,7 +22,6 @@ from gsopt.errors import InputError
 from gsopt.formats import Splat
 from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import (
-    FIRST_LOOK,
     Groups,
     attribute_name,
     check_freezes,
@@ -40,7 +39,7 @@ from gsopt.progress import ProgressOptions
 from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.scene_options import SceneOptions
-from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
+from gsopt.schedules import FIRST_LOOK, REFERENCE_ITERATIONS, resolve_steps, scaled
 from gsopt.settings import differences, from_json, to_json
 from gsopt.similarity import Similarity
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
@@ -147,7 +146,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     number; or none. Default: mcmc; none for Gaussians from a file without --start-step."""
     max_gaussians: int | None = None
     """No growth beyond so many Gaussians; mcmc and budget grow to so many, by default one for 65 pixels of
-    the training views."""
+    the training views, fewer in runs of under 7,000 iterations."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
     mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
     budget: BudgetStrategy = field(default_factory=BudgetStrategy)

@@ -13,10 +13,9 @@ from gsopt.groups import GroupSpec, gaussian_specs
 from gsopt.model import ATTRIBUTES
 from gsopt.optim.arguments import parse_arguments
 from gsopt.schedule_text import parse_schedule
+from gsopt.schedules import fitted
 
-FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
 FITTED_RATES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation")  # opacity is fast enough as it is
-LARGEST_FIT = 4.0
 
 
 @dataclass
@@ -179,14 +178,12 @@ def stillness(
 
 
 def fitted_rate(attribute: str, iterations: int) -> float:
-    """Factor on the original learning rate of an attribute: √(7,000 / iterations of the run).
+    """Factor on the original learning rate of an attribute: :func:`gsopt.schedules.fitted`, or 1 for opacity.
 
-    At most 4, and 1 from 7,000 iterations on. The original rates are made for 30,000: with them, in a short
+    The original rates are made for 30,000: with them, in a short
     run, nothing but opacities gets to where it should be; docs/performance.md has what this brings.
     """
-    if attribute not in FITTED_RATES:
-        return 1.0
-    return min(LARGEST_FIT, max(1.0, math.sqrt(FIRST_LOOK / iterations)))
+    return fitted(iterations) if attribute in FITTED_RATES else 1.0
 
 
 def attribute_name(text: str) -> str:

@@ -309,6 +309,9 @@ def _part(schedule: Schedule, length: int | None = None) -> str:
     return ",".join(words) + ("" if is_own else f"@{length}")
 
 
+FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
+LARGEST_FIT = 4.0
+
 # Factor on the sides of the images, the part of the run up to which it holds, and its last step at most.
 COARSE_TO_FINE = ((4, 0.1, 250), (2, 0.3, 750))
 
@@ -324,6 +327,11 @@ def reduction(step: int, iterations: int) -> int:
         if step <= min(part * iterations, most):
             return factor
     return 1
+
+
+def fitted(iterations: int) -> float:
+    """What fits rates and numbers to short runs: √(7,000 / iterations), at most 4, and 1 from 7,000 on."""
+    return min(LARGEST_FIT, max(1.0, math.sqrt(FIRST_LOOK / iterations)))
 
 
 def scaled(of_30k: int, at_least: int = 1) -> Any:

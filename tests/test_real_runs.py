@@ -89,8 +89,8 @@ def world_of(name: str) -> str:
 @pytest.mark.parametrize("name", SCENES)
 def test_a_few_steps_on_every_scene(shared, tmp_path, name):
     path = shared / "scenes" / name
-    first, last = trained(path, tmp_path / "run", 30, 64, normalize=world_of(name))
-    assert last < 0.95 * first
+    first, last = trained(path, tmp_path / "run", 150, 64, normalize=world_of(name))
+    assert last < 0.7 * first  # 0.25 to 0.57; mcmc, from half-opaque points, falls after some 60 steps
 
 
 @pytest.mark.slow
@@ -147,5 +147,5 @@ def test_points_of_another_file_or_none(shared, tmp_path, settings):
     points = load_scene(path, resolution=32).points
     np.savez(tmp_path / "cloud.npz", xyz=points.xyz, rgb=(255 * points.rgb).round().to(torch.uint8))
     settings = {key: tmp_path / value if key == "init" else value for key, value in settings.items()}
-    first, last = trained(path, tmp_path / "run", 30, 64, **settings)
-    assert last < 0.95 * first
+    first, last = trained(path, tmp_path / "run", 150, 64, **settings)
+    assert last < 0.6 * first  # 0.41 from random points

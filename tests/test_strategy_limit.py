@@ -8,8 +8,10 @@ from optimizing import gaussian_groups
 from refining import give_gradients, random_info, random_model
 
 import gsopt
+from gsopt.errors import InputError
 from gsopt.optim import build_optimizer
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy
+from gsopt.strategy.growth import default_limit
 from gsopt.surgery import per_row_state
 
 ROWS = 30_000
@@ -52,3 +54,23 @@ def test_no_row_more_than_the_limit(name, limit, locked):
     assert grown > 0 or limit == ROWS  # it did want to grow
     if limit > ROWS + 1:
         assert max(found) == limit or name.startswith("default")  # which prunes after it has grown
+
+
+@pytest.mark.parametrize("kind", [MCMCStrategy, BudgetStrategy])
+@pytest.mark.parametrize(
+    ("iterations", "expected"), [(30_000, 10_000), (7_000, 10_000), (1_750, 7_071), (100, 5_000)]
+)
+def test_the_limit_by_default_fits_the_length_of_the_run(kind, iterations, expected):
+    strategy = kind(training_pixels=650_000).resolve(iterations)
+    assert default_limit(strategy) == expected
+    assert default_limit(replace(strategy, max_gaussians=77)) == 77
+    assert default_limit(replace(strategy, pixels_per_gaussian=10.0)) == 65_000
+
+
+@pytest.mark.parametrize("kind", [MCMCStrategy, BudgetStrategy])
+def test_pixels_of_a_gaussian_are_more_than_none(kind):
+    strategy = kind(**WHEN, growth=1.3) if kind is MCMCStrategy else kind(**WHEN, max_gaussians=9)
+    with pytest.raises(
+        InputError, match=r"pixels_per_gaussian: .* more than 0, found 0; change --\w+.pixels"
+    ):
+        replace(strategy, pixels_per_gaussian=0.0).check(random_model(3, torch.Generator()))

@@ -1,7 +1,7 @@
 """Growth to a number of Gaussians that is known before the run starts, along a fixed curve."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -14,11 +14,13 @@ from gsopt.schedules import resolve_steps, scaled
 from gsopt.strategy.growth import (
     allowed,
     check_limit,
+    check_pixels,
     check_positive,
     check_resolved,
     children,
     default_limit,
     fit_in,
+    fitted_pixels,
 )
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 from gsopt.strategy.statistics import ViewStatistics
@@ -47,10 +49,13 @@ class BudgetStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which grow_scale3d is relative to."""
     max_gaussians: int | None = None
-    """Gaussians at the end of growth; default: one for 65 pixels of the training views, at most a
+    """Gaussians at the end of growth; default: one for so many pixels of the training views, at most a
     million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians."""
+    pixels_per_gaussian: float | None = None
+    """Pixels of the training views for each Gaussian of that default; None: 65, in runs of under 7,000
+    iterations more, by the fourth root of 7,000 / iterations."""
     grow_scale3d: float = 0.01
     """Up to this largest scale Gaussians are cloned, above split. Scene extents."""
     prune_opa: float = 0.005
@@ -71,7 +76,10 @@ class BudgetStrategy(Strategy):
         self._start: int | None = None  # Gaussians before the first refinement
 
     def resolve(self, iterations: int) -> Self:
-        return resolve_steps(self, iterations)
+        found = resolve_steps(self, iterations)
+        if found.pixels_per_gaussian is None:
+            found = replace(found, pixels_per_gaussian=fitted_pixels(iterations))
+        return found
 
     def plan(self, model: nn.Module) -> str:
         start = len(model.xyz) if self._start is None else self._start
@@ -86,7 +94,8 @@ class BudgetStrategy(Strategy):
         check_resolved(self)
         check_positive("--budget", self, "refine_every")
         check_limit(self.max_gaussians, model)
-        if default_limit(self.max_gaussians, self.training_pixels) is None:
+        check_pixels("--budget", self)
+        if default_limit(self) is None:
             raise InputError(
                 "max_gaussians: expected the number to grow to, found none; give --max-gaussians"
             )
@@ -103,7 +112,7 @@ class BudgetStrategy(Strategy):
         (2t - t²) with t from 0 to 1. Half of the way is done after three tenths of it: those that come early
         have time to settle. A default budget that is below `start` leaves it at `start`.
         """
-        budget = max(default_limit(self.max_gaussians, self.training_pixels) or 0, start)
+        budget = max(default_limit(self) or 0, start)
         length = self._last() - self.refine_start_iter
         if length <= 0:  # too short a run for a refinement
             return start

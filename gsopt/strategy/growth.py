@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gsopt.errors import InputError
 from gsopt.geometry import quat_to_rotmat
+from gsopt.schedules import fitted
 from gsopt.strategy.protocol import movable, row_names
 
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of both halves, divided by this
@@ -114,11 +115,31 @@ def check_limit(limit: int | None, model: nn.Module) -> None:
         )
 
 
-def default_limit(given: int | None, training_pixels: int | None) -> int | None:
-    """The limit that was given, else one Gaussian for 65 pixels of the training views, at most a million.
+def check_pixels(flag: str, strategy: Any) -> None:
+    """Raise InputError, naming FLAG.pixels-per-gaussian, where that is not above 0."""
+    if (value := strategy.pixels_per_gaussian) is not None and value <= 0:
+        raise InputError(
+            f"pixels_per_gaussian: expected more than 0, found {value:g}; change {flag}.pixels-per-gaussian"
+        )
+
+
+def default_limit(strategy: Any) -> int | None:
+    """Its `max_gaussians`, else what `training_pixels` and `pixels_per_gaussian` allow, at most a million.
 
     None without both.
     """
-    if given is not None:
-        return given
-    return None if training_pixels is None else min(training_pixels // PIXELS_PER_GAUSSIAN, MOST_BY_DEFAULT)
+    if strategy.max_gaussians is not None:
+        return strategy.max_gaussians
+    if strategy.training_pixels is None:
+        return None
+    pixels = strategy.pixels_per_gaussian or PIXELS_PER_GAUSSIAN
+    return min(int(strategy.training_pixels / pixels), MOST_BY_DEFAULT)
+
+
+def fitted_pixels(iterations: int) -> float:
+    """Pixels of the training views for each Gaussian in a run of so many iterations: 65 from 7,000 on.
+
+    In shorter runs more, by the root of :func:`gsopt.schedules.fitted`: a Gaussian that has few steps to
+    find its place is worth less of the time it takes (docs/strategies.md has the figures).
+    """
+    return PIXELS_PER_GAUSSIAN * math.sqrt(fitted(iterations))

@@ -14,7 +14,15 @@ from torch.optim import Optimizer
 from gsopt import surgery
 from gsopt.errors import InputError
 from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
-from gsopt.strategy.growth import Rows, check_limit, check_positive, check_resolved, default_limit
+from gsopt.strategy.growth import (
+    Rows,
+    check_limit,
+    check_pixels,
+    check_positive,
+    check_resolved,
+    default_limit,
+    fitted_pixels,
+)
 from gsopt.strategy.noise import perturb, rows_below, turned
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 
@@ -58,10 +66,13 @@ class MCMCStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which noise and scales are relative to."""
     max_gaussians: int | None = None
-    """Most Gaussians (gsplat's cap_max); default: one for 65 pixels of the training views, at most
+    """Most Gaussians (gsplat's cap_max); default: one for so many pixels of the training views, at most
     a million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians; without either there is no limit."""
+    pixels_per_gaussian: float | None = None
+    """Pixels of the training views for each Gaussian of that default; None: 65, in runs of under 7,000
+    iterations more, by the fourth root of 7,000 / iterations."""
     noise_lr: float = 5e5
     """The noise is this times the learning rate of xyz times the covariance; 0 for none."""
     refine_start_iter: int | None = scaled(500)
@@ -88,6 +99,8 @@ class MCMCStrategy(Strategy):
         if found.growth is None:
             times = found.refine_every / max(100 * iterations / REFERENCE_ITERATIONS, 20)
             found = replace(found, growth=GROWTH ** max(times, 1))
+        if found.pixels_per_gaussian is None:
+            found = replace(found, pixels_per_gaussian=fitted_pixels(iterations))
         return found
 
     @torch.no_grad()
@@ -98,14 +111,14 @@ class MCMCStrategy(Strategy):
             model.opacity[slice(None) if rows is None else rows] = _logit(self.init_opacity)
 
     def plan(self, model: nn.Module) -> str:
-        limit = default_limit(self.max_gaussians, self.training_pixels)
+        limit = default_limit(self)
         return "" if limit is None else f"at most {max(limit, len(model.xyz)):,} Gaussians"
 
     def forecast(self, now: int, count: int, step: int, growth: float) -> float:
         """As many as may come: they do, unless hardly any is opaque."""
         first, last = max(now, self.refine_start_iter), min(step, self.refine_stop_iter - 1)
         refinements = max(last // self.refine_every - first // self.refine_every, 0)
-        limit = default_limit(self.max_gaussians, self.training_pixels)
+        limit = default_limit(self)
         log = math.log(count) + refinements * math.log(self.growth or GROWTH) if count else 0.0
         if limit is not None:
             log = min(log, math.log(max(limit, count)))
@@ -115,6 +128,7 @@ class MCMCStrategy(Strategy):
         check_resolved(self)
         check_positive("--mcmc", self, "refine_every")
         check_limit(self.max_gaussians, model)
+        check_pixels("--mcmc", self)
         for name, most in (("min_opacity", 0.5), ("init_opacity", 1.0)):
             if not 0 < (value := getattr(self, name)) < most:
                 flag = f"--mcmc.{name.replace('_', '-')}"
@@ -157,7 +171,7 @@ class MCMCStrategy(Strategy):
             dead = torch.zeros_like(dead)
         if not (allowed & ~dead & (before > 0)).any():
             return Refinement(score=before)  # nobody to be copied
-        limit = default_limit(self.max_gaussians, self.training_pixels)
+        limit = default_limit(self)
         wanted = int((self.growth or GROWTH) * len(before))
         added = max((wanted if limit is None else min(limit, wanted)) - len(before), 0)
 
