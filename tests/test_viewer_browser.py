@@ -17,6 +17,8 @@ from gsopt.datasets import load_scene
 from gsopt.viewer.lens import Pose, camera_of
 
 PICTURE = os.environ.get("GSOPT_VIEWER_PNG")  # where to keep a screenshot for the documents
+# The viewer ignores it, too; but pytest forgets that after the test in which it was opened.
+pytestmark = pytest.mark.filterwarnings("ignore:Queued a .* on a closed connection:UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def session(builtin_scene, tmp_path_factory):
         config = TrainConfig(
             scene=builtin_scene,
             output=tmp_path_factory.mktemp("browser") / "still life",
-            iterations=1_000_000,
+            iterations=5_000 if PICTURE else 1_000_000,  # it is ended by the fixture
             schedule_iterations=2_000,
             test_iterations=(),
             save_iterations=(),

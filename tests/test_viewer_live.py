@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -85,6 +86,20 @@ def test_a_page_gets_the_picture_that_the_rasterizer_makes(ball, config):
             return (shown - image.clamp(0, 1)).abs().mean() < 0.01
 
         page.wait(shows_it, "the picture from there")
+
+
+def test_pictures_are_small_while_the_camera_moves_and_whole_when_it_rests(ball, config):
+    with training(config, ball) as (_trainer, viewer, page):
+        render = viewer._render
+        viewer._render = lambda camera: (time.sleep(1e-4 * camera.width * camera.height), render(camera))[1]
+        sizes = []
+        for number in (1, 2, 3):
+            shown = len(page.pictures)
+            page.look_from(ball.train[number].camera)
+            page.wait(lambda shown=shown: len(page.pictures) > shown, "a picture on the way")
+            sizes.append(page.pictures[shown].shape)
+        assert max(height for height, _, _ in sizes[1:]) <= 30  # the first may be of a camera at rest
+        page.wait(lambda: page.pictures[-1].shape == (60, 80, 3), "the whole picture")
 
 
 def test_a_still_page_gets_new_pictures_rarely_and_none_of_a_model_that_stands_still(ball, config):
