@@ -60,7 +60,7 @@ EXTRAS = {
     "lpips": ["torchmetrics>=1.4"],
     "viewer": ["viser>=1.1.1,<1.2"],
     "test": [
-        *("pytest>=8", "hypothesis>=6.100", "ruff>=0.12"),
+        *("pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.18"),
         *("gsplat>=1.5.3,<1.7", "scikit-image>=0.22", "matplotlib>=3.8", "zstandard>=0.22"),
         *("imageio-ffmpeg>=0.5", "torchmetrics>=1.4", "viser>=1.1.1,<1.2"),
     ],
@@ -75,7 +75,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["gsopt", "gsopt.*"]),
-    package_data={"gsopt.native": ["src/*.c", "src/*.h"]},
+    package_data={"gsopt": ["py.typed"], "gsopt.native": ["src/*.c", "src/*.h"]},
     ext_modules=[Extension("gsopt.native.kernel", sources=[])],
     cmdclass={"build_ext": BuildKernel, "bdist_wheel": PlatformWheel},
     distclass=KernelDistribution,

@@ -9,6 +9,7 @@ camera_path.json is an object with `render_width`, `render_height` and the list 
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def read_cameras(path: Path) -> list[Camera]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path}: not JSON ({error}); write it again") from None
-    entries, read = content, _of_3dgs
+    entries: Any = content
+    read: Callable[[str, str, dict, Any], Camera] = _of_3dgs
     if isinstance(content, dict):
         entries, read = content.get("camera_path"), _of_nerfstudio
     if not isinstance(entries, list) or not entries:

@@ -39,8 +39,8 @@ from gsopt.progress import ProgressOptions
 from gsopt.regions import parse_region
 from gsopt.rundir import RunFolder, read_json
 from gsopt.scene_options import SceneOptions
-from gsopt.schedules import FIRST_LOOK, REFERENCE_ITERATIONS, resolve_steps, scaled
-from gsopt.settings import differences, from_json, to_json
+from gsopt.schedules import FIRST_LOOK, REFERENCE_ITERATIONS, Steps, resolve_steps, scaled
+from gsopt.settings import LATER, Needed, differences, from_json, to_json
 from gsopt.similarity import Similarity
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
 from gsopt.supervision import SupervisionOptions
@@ -56,7 +56,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
-    scene: Path | None = None
+    scene: Needed[Path] = LATER
     """Folder of the scene: COLMAP, NeRF-synthetic, or one with a transforms.json."""
     output: Path | None = None
     """Folder of the run; default output/SCENE-DATE. An existing run is never overwritten."""
@@ -81,7 +81,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     # how long, with what
     iterations: int = REFERENCE_ITERATIONS
     """Optimizer steps, whatever the number of views in each."""
-    schedule_iterations: int | None = None
+    schedule_iterations: Needed[int] = LATER
     """Scale settings as if the run had so many iterations; default: as many as it has."""
     seed: int = 0
     """Of every random choice: the same seed gives the same bits on a CPU."""
@@ -96,7 +96,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     # the model and the images
     sh_degree: int = 3
     """Highest band of the spherical harmonics, 0 to 3."""
-    sh_degree_every: int | None = scaled(1_000, at_least=100)  # sooner, new bands learn what views hide
+    sh_degree_every: Steps = scaled(1_000, at_least=100)  # sooner, new bands learn what views hide
     """Steps after which one more band is used. Scaled, at least 100."""
     background: Literal["auto", "white", "black", "random"] = "auto"
     """Behind the Gaussians; auto: white for photos with transparency, black for others."""
@@ -154,13 +154,13 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss or gradient is not finite: save a checkpoint and stop, or leave the step out and go on."""
     # what is kept
-    checkpoint_every: int | None = scaled(5_000)
+    checkpoint_every: Steps = scaled(5_000)
     """Steps between checkpoints. Scaled."""
     keep: int = 2
     """Checkpoints kept, newest first."""
-    test_iterations: tuple[int, ...] | None = None
+    test_iterations: Needed[tuple[int, ...]] = LATER
     """Iterations to measure the test views after, as they are; default 7,000 scaled. The last always is."""
-    save_iterations: tuple[int, ...] | None = None
+    save_iterations: Needed[tuple[int, ...]] = LATER
     """Iterations to save a PLY after, as they are; default 7,000 scaled. The last always is."""
 
     def __post_init__(self) -> None:
@@ -309,7 +309,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
 
     def read_start(self) -> Splat | None:
         """The Gaussians to begin with, with their moments; None for a point cloud or the scene's points."""
-        return read_start(self.init, self.sh_degree) if self._begins_with_splat() else None
+        return read_start(self.init, self.sh_degree) if self.init and self._begins_with_splat() else None
 
     def first_model(self, scene: Scene, start: Splat | None = None) -> GaussianModel:
         """The model before the first step: `start` (in units of the scene), or of `init`, or of the scene."""
@@ -368,7 +368,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
         return dataclasses.replace(settings, **changes)
 
 
-DEFAULT_STRATEGY = "mcmc"
+DEFAULT_STRATEGY: Literal["mcmc"] = "mcmc"
 STRATEGIES = {"default": "densify", "mcmc": "mcmc", "budget": "budget"}  # --strategy: name of its settings
 
 

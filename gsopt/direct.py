@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,7 +33,6 @@ _SPLATS = {
     **{"means2d": (2,), "cov2d": (3,), "depths": (), "splat_opacities": (), "colors": (3,)},
     **{"v_means2d": (2,), "v_absolute": (2,), "v_cov2d": (3,), "v_colors": (3,), "v_splat_opacities": ()},
 }
-_ROWS = ("radii", "v_means2d", "v_absolute")  # those of SplatRows
 _OWN = ("colors", "v_image", "v_cov2d", "v_colors", "v_splat_opacities")  # that nobody gets to see
 _UNUSED = 2  # references to an array that no tensor uses: of the list or dict that it is in, and of the loop
 
@@ -139,7 +138,7 @@ class DirectView:
 
 
 def _parameters(model: GaussianModel) -> list[nn.Parameter]:
-    own = model._parameters  # attributes of a module are found by a function in Python
+    own: Any = model._parameters  # attributes of a module are found by a function in Python
     return [own[name] for name in ("xyz", "rotation", "scaling", "opacity", "feature_dc", "feature_rest")]
 
 
@@ -163,10 +162,17 @@ def _place(parameter: nn.Parameter) -> tuple:
 def _call(
     model: GaussianModel, camera: Camera, background: Tensor, sh_degree: int, options: Mapping[str, Any]
 ) -> RenderCall:
-    parameters = _parameters(model)
+    means, quats, scales, opacities, first, others = _parameters(model)
     return RenderCall(
-        *(*parameters[:4], tuple(parameters[4:])),
-        *(camera.viewmat[None], camera.K[None], camera.width, camera.height),
+        means,
+        quats,
+        scales,
+        opacities,
+        (first, others),
+        camera.viewmat[None],
+        camera.K[None],
+        camera.width,
+        camera.height,
         sh_degree=sh_degree,
         raw=True,
         backgrounds=background[None],
@@ -204,17 +210,23 @@ class _Plan:
         self._results = [_Results(shapes["v_image"]) for _ in range(2)]  # one is the last step's
         self._rows = SplatRows(
             call.num_gaussians,
-            *(self._lent[name].ctypes.data if name in self._lent else None for name in _ROWS),
-            to_ndc=(call.width / 2, call.height / 2),
+            self._lent["radii"].ctypes.data,
+            self._address("v_means2d"),
+            self._address("v_absolute"),
+            (call.width / 2, call.height / 2),
         )
         self._constants = sizes(call) | dict.fromkeys(("batch_ids", "camera_ids", "gaussian_ids"))
         self._trained = [(parameter, self._lent[name]) for name, parameter in trained.items()]
+
+    def _address(self, name: str) -> int | None:
+        """Of an array that is lent; None where it is not wanted."""
+        return self._lent[name].ctypes.data if name in self._lent else None
 
     def _splats(self, grad2d: bool) -> dict[str, tuple[int, ...]]:
         """What is to be computed of each splat, and the shape of a row."""
         trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
         moves = not trained.isdisjoint(_GEOMETRY)
-        turns = self._call.sh_degree > 0 and "means" in trained
+        turns = bool(self._call.sh_degree) and "means" in trained
         wanted = {
             "v_means2d": moves or grad2d,
             "v_absolute": self._call.absgrad,
@@ -262,7 +274,7 @@ class _Plan:
         if "v_means2d" in lent:
             means2d.grad = torch.from_numpy(lent["v_means2d"])
         if "v_absolute" in lent:
-            means2d.absgrad = torch.from_numpy(lent["v_absolute"])
+            cast(Any, means2d).absgrad = torch.from_numpy(lent["v_absolute"])
         later = {
             "depths": partial(torch.from_numpy, lent["depths"]),
             "conics": partial(_conics, lent["cov2d"]),

@@ -1,7 +1,7 @@
 """A model seen through cameras: its images, and how close they are to the photos."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from gsopt.datasets import Scene
 from gsopt.datasets.scene import View
 from gsopt.losses import inverse_depth
 from gsopt.metrics import image_metrics, mean_metrics
-from gsopt.model import GaussianModel
 from gsopt.ranks import Ranks
 from gsopt.render import rasterization_of_parameters
 from gsopt.runtime import spread
@@ -24,8 +23,27 @@ OnView = Callable[[str, int, View, Tensor, Tensor], None]  # split, index, view,
 Render = Callable[[Camera, Tensor, int | None], tuple[Tensor, dict[str, Any]]]
 
 
+class Rendered(Protocol):
+    """What is asked of a model that is rendered: that of `GaussianModel`."""
+
+    @property
+    def xyz(self) -> Tensor: ...
+    @property
+    def rotation(self) -> Tensor: ...
+    @property
+    def scaling(self) -> Tensor: ...
+    @property
+    def opacity(self) -> Tensor: ...
+    @property
+    def feature_dc(self) -> Tensor: ...
+    @property
+    def feature_rest(self) -> Tensor: ...
+    @property
+    def max_sh_degree(self) -> int: ...
+
+
 def render_view(
-    model: GaussianModel, camera: Camera, background: Tensor, *, sh_degree: int | None = None, **options: Any
+    model: Rendered, camera: Camera, background: Tensor, *, sh_degree: int | None = None, **options: Any
 ) -> tuple[Tensor, dict[str, Any]]:
     """The model's image [H, W, 3] from one camera over `background` [3], and the rasterizer's info.
 
@@ -45,14 +63,14 @@ class Maps(NamedTuple):
     alpha: Tensor  # [H, W] opacity of all that is there, 0 to 1
 
 
-def render_maps(model: GaussianModel, camera: Camera, background: Tensor, **options: Any) -> Maps:
+def render_maps(model: Rendered, camera: Camera, background: Tensor, **options: Any) -> Maps:
     """The same with depth and alpha, all from one rasterization."""
     images, alphas, _ = _rasterized(model, camera, background, None, render_mode="RGB+ED", **options)
     return Maps(images[0, ..., :3], images[0, ..., 3], alphas[0, ..., 0])
 
 
 def _rasterized(
-    model: GaussianModel, camera: Camera, background: Tensor, sh_degree: int | None, **options: Any
+    model: Rendered, camera: Camera, background: Tensor, sh_degree: int | None, **options: Any
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     device = background.device
     images, alphas, info = rasterization_of_parameters(
@@ -115,6 +133,6 @@ def evaluate_scene(
     results = (ranks or Ranks()).map(look, jobs)
     for (split, index, _, view), (metrics, pair) in zip(jobs, results, strict=True):
         views[split][view.camera.name] = metrics
-        if pair:
+        if pair and on_view is not None:
             on_view(split, index, view, *pair)
     return {split: mean_metrics(views[split]) for split in splits} | {"views": views}

@@ -53,8 +53,9 @@ class PhotoFeed:
         image = self._uploader.take(view.image)
         if (following := self.order.following) is not None:
             self._uploader.begin(self._pinned(following, factor).image)
-        maps = {name: self._sent(getattr(view, name)) for name in ("mask", "inverse_depth")}
-        return replace(view, camera=self._there(view.camera), image=image, mapped=False, **maps)
+        mask, depth = self._sent(view.mask), self._sent(view.inverse_depth)
+        camera = self._there(view.camera)
+        return replace(view, camera=camera, image=image, mapped=False, mask=mask, inverse_depth=depth)
 
     def _pinned(self, number: int, factor: int) -> View:
         if (number, factor) not in self._ready:

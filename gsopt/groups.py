@@ -235,10 +235,10 @@ class GroupScheduler(LRScheduler):
         """Learning rates of all groups at the present step, in the order of the groups."""
         return [
             self._factors.get(name, 1.0) * spec.lr * spec.schedule(self.last_epoch)
-            if spec is not None
+            if spec is not None and spec.schedule is not None
             else _copied(group["lr"])
             for group in self.optimizer.param_groups
-            for name in (group.get("name"),)
+            for name in (group.get("name", ""),)
             for spec in (self._specs.get(name),)
         ]
 

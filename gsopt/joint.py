@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gsopt.cameras import Camera
 from gsopt.datasets import Scene
 from gsopt.errors import InputError
-from gsopt.evaluation import Maps, render_maps, render_view
+from gsopt.evaluation import Maps, Rendered, render_maps, render_view
 from gsopt.exposure import Exposure
 from gsopt.geometry import num_sh_bases
 from gsopt.model import ATTRIBUTES, GaussianModel
@@ -128,15 +128,15 @@ class Joint:
         """The image that `render` gives, with depth and alpha."""
         camera = camera if view is None else self.refined(camera, view)
         both = self.background_model
-        model = self.model if both is None else Together(self.model, both)
+        model: Rendered = self.model if both is None else Together(self.model, both)
         maps = render_maps(model, camera, background, **options)
         if self.exposure is not None and view is not None:
             maps = maps._replace(image=self.exposure(maps.image, view))
         return maps
 
-    def refined(self, camera: Camera, view: int) -> Camera:
+    def refined(self, camera: Camera, view: int | None) -> Camera:
         """The camera of a training view where training has moved it to; as it is where poses are given."""
-        if self.poses is None:
+        if self.poses is None or view is None:
             return camera
         return replace(camera, viewmat=self.poses(camera.viewmat, view))
 
@@ -216,8 +216,10 @@ class Joint:
         for number, view in enumerate(scene.train):
             row = saved.get(view.camera.name, {})
             if "pose" in row:
+                assert joint.poses is not None
                 joint.poses.delta[number] = row["pose"].to(joint.poses.delta)
             if "exposure" in row:
+                assert joint.exposure is not None
                 joint.exposure.delta[number] = (row["exposure"] - torch.eye(3, 4)).to(joint.exposure.delta)
         return joint
 
@@ -229,6 +231,13 @@ class Together:
         first: its first `sh_degree` bands are used, by default all; the others get no gradient.
         second: all its bands are used. Whichever of the two has fewer gets zeros for the others.
     """
+
+    xyz: Tensor
+    feature_dc: Tensor
+    feature_rest: Tensor
+    scaling: Tensor
+    rotation: Tensor
+    opacity: Tensor
 
     def __init__(self, first: GaussianModel, second: GaussianModel, sh_degree: int | None = None) -> None:
         degree = first.max_sh_degree if sh_degree is None else sh_degree

@@ -130,7 +130,7 @@ def _show_only(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> C
     before, known = per_row_state(optimizer, parameter), set(optimizer.state.get(parameter, ()))
     parameter.grad = None  # it must have the shape of the parameter at all times
     parameter.data = whole.index_select(0, rows)
-    parameter.grad = gradient.index_select(0, rows)
+    parameter.grad = None if gradient is None else gradient.index_select(0, rows)
     for key, tensor in before.items():
         optimizer.state[parameter][key] = tensor.index_select(0, rows)
 
@@ -205,9 +205,9 @@ def _known(model: GaussianModel) -> _Known:
     version = 0 if locks is None else locks._version
     if known is None or known.locks is not locks or known.version != version:
         rows = {}
-        for i, name in enumerate(ATTRIBUTES if locks is not None else ()):
-            if locks[:, i].any():
-                rows[name] = tuple(torch.nonzero(column).flatten() for column in (locks[:, i], ~locks[:, i]))
+        for name, locked in zip(ATTRIBUTES, () if locks is None else locks.unbind(1), strict=False):
+            if locked.any():
+                rows[name] = torch.nonzero(locked).flatten(), torch.nonzero(~locked).flatten()
         known = _KNOWN[model] = _Known(locks, version, rows)
     return known
 

@@ -211,9 +211,9 @@ class _Photometric(torch.autograd.Function):
             )
         )
         ctx.gradient = gradient
-        results = tuple(image.new_tensor(value) for value in values.tolist())
-        ctx.mark_non_differentiable(*results[1:])
-        return results
+        total, l1, ssim = (image.new_tensor(value) for value in values.tolist())
+        ctx.mark_non_differentiable(l1, ssim)
+        return total, l1, ssim
 
     @staticmethod
     @once_differentiable

@@ -48,6 +48,14 @@ class GaussianModel(nn.Module):
         ValueError: `sh_degree` or `num_gaussians` is out of range.
     """
 
+    xyz: nn.Parameter
+    feature_dc: nn.Parameter
+    feature_rest: nn.Parameter
+    scaling: nn.Parameter
+    rotation: nn.Parameter
+    opacity: nn.Parameter
+    locks: Tensor | None
+
     per_row_buffers = ("locks",)  # that go with their rows in gsopt.surgery
 
     def __init__(
@@ -177,7 +185,9 @@ class GaussianModel(nn.Module):
     @property
     def max_sh_degree(self) -> int:
         """Highest band of the harmonics that the model stores, 0 to 3."""
-        return sh_degree_of(self._parameters["feature_rest"].shape[1] + 1)  # several times a step
+        rest = self._parameters["feature_rest"]  # several times a step, and quicker than as an attribute
+        assert rest is not None
+        return sh_degree_of(rest.shape[1] + 1)
 
     @property
     def has_locks(self) -> bool:
@@ -224,7 +234,7 @@ class GaussianModel(nn.Module):
         assign: bool = False,
         *,
         take_sh_degree: bool = False,
-    ):
+    ) -> Any:
         """Load parameters, with as many rows as were saved, and which of them are locked.
 
         Where the number of rows (or, with `take_sh_degree`, of harmonics) changes, the parameters are new
@@ -246,7 +256,7 @@ class GaussianModel(nn.Module):
         self._take_rows(state_dict, "", degree)
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._take_rows(
             state_dict, prefix, self.max_sh_degree
         )  # also when the model is part of a larger module
@@ -257,8 +267,8 @@ class GaussianModel(nn.Module):
 
         If they do not, nothing is done, and torch's own loading reports the names and shapes that disagree.
         """
-        saved = [state_dict.get(prefix + name) for name in ATTRIBUTES]
-        if not all(isinstance(value, Tensor) and value.dim() > 0 for value in saved):
+        saved = [value for name in ATTRIBUTES if isinstance(value := state_dict.get(prefix + name), Tensor)]
+        if len(saved) < len(ATTRIBUTES) or not all(value.dim() for value in saved):
             return
         rows = saved[0].shape[0]
         wanted = {name: torch.Size((rows, *shape)) for name, shape in _row_shapes(sh_degree).items()}

@@ -11,12 +11,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gsopt import pictures
 from gsopt.errors import is_disk_full
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NORMS_EVERY = 50  # steps between the events of norms: they read every parameter, gradient and moment
 PICTURES = 4  # views of each split whose pictures are kept
@@ -50,13 +54,13 @@ class Monitor:
 
         Where events cannot be written any more, because the disk is full, a warning says so, once.
         """
-        self.writer = None
+        self.writer: SummaryWriter | None = None
         self.pictured: set[str] = set()  # tags whose photo has been written
         if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils import tensorboard
 
             wait_for_a_later_name(folder)
-            self.writer = SummaryWriter(str(folder), purge_step=first_step)
+            self.writer = tensorboard.SummaryWriter(str(folder), purge_step=first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One event with all these values: a tenth of the cost of one event each."""
@@ -66,7 +70,7 @@ class Monitor:
 
         entries = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
         with self._writing():
-            self.writer.file_writer.add_summary(Summary(value=entries), step)
+            self.writer._get_file_writer().add_summary(Summary(value=entries), step)
 
     def losses(self, terms: Mapping[str, float], milliseconds: float, gaussians: int, step: int) -> None:
         """Loss terms of one step by name ("l1", "ssim", "total", ...), and how long a step takes."""
@@ -148,7 +152,9 @@ class Monitor:
         encoded = pictures.png(image)
         value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
         with self._writing():
-            self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=value)]), step)
+            self.writer._get_file_writer().add_summary(
+                Summary(value=[Summary.Value(tag=tag, image=value)]), step
+            )
 
     def histograms(self, opacities: Tensor, scales: Tensor, step: int) -> None:
         """How opaque, 0..1, and how large, log10 of world units, the Gaussians are that have a size."""

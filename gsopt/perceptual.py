@@ -14,6 +14,7 @@ import sys
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ class Lpips:
         file, found = _backbone(net, weights)
         state = {key: found.get(f"features.{key}") for key in own}
         for key, shape in own.items():
-            if not isinstance(state[key], Tensor) or tuple(state[key].shape) != shape:
+            value = state[key]
+            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 raise InputError(
                     f"{file}: features.{key}: expected a tensor {list(shape)} of {net}, found "
                     f"{_described(state[key])}; give torchvision's {_FILES[net]}"
@@ -101,7 +103,7 @@ def layers(net: str) -> nn.Sequential:
 def _channel_weights(net: str) -> list[Tensor]:
     """[C] of each layer."""
     package = importlib.util.find_spec("torchmetrics")  # found, not imported: only a file of it is needed
-    if package is None:
+    if package is None or package.origin is None:
         raise MissingExtra("torchmetrics", "lpips", "--lpips")
     file = Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
     state = _load(file)
@@ -129,7 +131,7 @@ def _backbone(net: str, weights: Path | None) -> tuple[Path, Mapping[str, object
     return file, _load(file)
 
 
-def _load(file: Path) -> Mapping[str, object]:
+def _load(file: Path) -> Mapping[str, Any]:
     """A file of tensors by name; nothing in it is executed."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)

@@ -152,7 +152,7 @@ class Progress:
             speed = f"{1000 / max(milliseconds, 1e-9):.1f} it/s"
             self.bar.set_postfix_str("  ".join([*self._time_left(), speed, state]), refresh=False)
         elif self.log_every and self.done % self.log_every == 0:
-            left = self.eta and self.eta.seconds()
+            left = None if self.eta is None else self.eta.seconds()
             tell(
                 "progress",
                 step=self.done,

@@ -192,9 +192,11 @@ class Group(Ranks):
         return iter([parts[i % self.size][i] for i in range(len(items))])
 
     def tell(self, make: Callable[[], Result]) -> Result:
-        value = make() if self.first else None
-        told = self._exchange("tell", value)[0]
-        return value if self.first else told
+        if self.first:
+            value = make()
+            self._exchange("tell", value)
+            return value
+        return self._exchange("tell", None)[0]
 
     def any(self, value: Result | None) -> Result | None:
         return next((answer for answer in self._exchange("any", value) if answer is not None), None)
@@ -339,8 +341,8 @@ def _make_group() -> None:
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
         dist.init_process_group(collective_backends(), timeout=TIMEOUT)
         return
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    store = dist.PrefixStore(f"start_{restarts()}", store)
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]  # documented, but not in __all__
+    store = dist.PrefixStore(f"start_{restarts()}", store)  # type: ignore[attr-defined]
     dist.init_process_group(collective_backends(), store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 

@@ -62,8 +62,8 @@ class Recorder:
         if not trainer.ranks.first:
             return
         trainer.monitor = Monitor(trainer.run.path, first_step=first)
-        if trainer.newly_locked:
-            trainer.monitor.scalars({"gaussians/locked": int(trainer.model.locked.sum())}, first)
+        if trainer.newly_locked and (locked := trainer.model.locked) is not None:
+            trainer.monitor.scalars({"gaussians/locked": int(locked.sum())}, first)
         if trainer.step == 0:
             trainer.monitor.text("config", f"```json\n{trainer.run.config.read_text()}```")
 

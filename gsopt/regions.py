@@ -37,6 +37,12 @@ class Region:
     outside: bool = False
     flag: str = field(default="--lock", compare=False, repr=False)  # that it was given with, for messages
 
+    @property
+    def file(self) -> Path:
+        """The path of a region that is a file."""
+        assert self.path is not None
+        return self.path
+
     def __str__(self) -> str:
         numbers = ",".join(repr(value).removesuffix(".0") for value in self.numbers)
         inside = str(self.path) if self.path else f"{self.kind}:{numbers}"
@@ -66,7 +72,7 @@ class Region:
             *centre, radius = self.numbers
             apart = centres.double() - torch.tensor(centre, dtype=torch.float64, device="cpu")
             mask = apart.square().sum(dim=1) <= radius * radius
-        elif self.path.suffix.lower() == ".npy":
+        elif self.file.suffix.lower() == ".npy":
             mask = _array_rows(self, len(centres))
         else:
             mask = _ply_rows(self, centres.numpy())
@@ -158,7 +164,7 @@ def _array_rows(region: Region, count: int) -> Tensor:
 
 def _load_array(region: Region) -> np.ndarray:
     try:
-        with region.path.open("rb") as stream:
+        with region.file.open("rb") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{region.flag} {region}: no such file; give the path of a .npy file") from None
@@ -174,7 +180,7 @@ def _load_array(region: Region) -> np.ndarray:
 
 def _ply_rows(region: Region, centres: np.ndarray) -> Tensor:
     """Mask of the centres that are points of a PLY. [N]"""
-    points = load_positions(region.path)
+    points = load_positions(region.file)
     both = np.concatenate([centres, points]) + np.float32(0)  # -0 + 0 is 0
     _, place = np.unique(both.view(np.int32), axis=0, return_inverse=True)
     place = place.reshape(-1)

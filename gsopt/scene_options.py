@@ -31,8 +31,8 @@ class SceneOptions:
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value}: expected 1 or more")
         if self.init_points is not None:
-            other = init and f"--init {init}"
-            other = other or (self.init_max is not None and f"--init-max {self.init_max}")
+            other = f"--init-max {self.init_max}" if self.init_max is not None else None
+            other = f"--init {init}" if init else other
             if other:
                 raise InputError(
                     f"--init-points {self.init_points}: are random points, and {other} is about others; "

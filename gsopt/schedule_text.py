@@ -39,7 +39,7 @@ _KINDS: dict[str, tuple[str, int, float, Callable[[list[float], int], Schedule]]
         lambda args, length: LogLinear(args[0], length, *_whole(args[1:2]), *args[2:]),
     ),
     "gamma": ("gamma:FACTOR_OF_A_STEP", 1, 1, lambda args, length: Exponential(*args)),
-    "step": ("step:STEP_SIZE:GAMMA", 2, 2, lambda args, length: StepDecay(*_whole(args[:1]), args[1])),
+    "step": ("step:STEP_SIZE:GAMMA", 2, 2, lambda args, length: StepDecay(_whole(args[:1])[0], args[1])),
     "multistep": (
         "multistep:MILESTONE[:MILESTONE...]:GAMMA",
         2,
@@ -188,7 +188,9 @@ def _own_length(part: _Part) -> int:
     """The length of a part that has none written: that of a warm-up."""
     (word, *others) = part.factors
     if not others and isinstance(word, str) and word.split(":")[0] == "warmup":
-        return _factor(word, 1).steps
+        warmup = _factor(word, 1)
+        assert isinstance(warmup, WarmUp)
+        return warmup.steps
     raise ValueError(f'"{part}": how long does it last? write "{part}@STEPS then ..."')
 
 

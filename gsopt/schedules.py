@@ -9,12 +9,20 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 Schedule = Callable[[int], float]
 REFERENCE_ITERATIONS = 30_000  # the length of run that step-valued settings are given for
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Steps = int  # what is read is resolved; None is but the sign that it has to be
+else:
+    DataclassInstance = object
+    Steps = int | None
+
+T = TypeVar("T", bound=DataclassInstance)
 
 
 @dataclass(frozen=True)
@@ -337,7 +345,7 @@ def fitted(iterations: int) -> float:
 def scaled(of_30k: int, at_least: int = 1) -> Any:
     """A dataclass field for a setting counted in steps, given for a run of 30,000 iterations.
 
-    Its default is None: "scale with the run", which :func:`resolve_steps` does. Annotate it `int | None`.
+    Its default is None: "scale with the run", which :func:`resolve_steps` does. Annotate it `Steps`.
 
     Args:
         of_30k: the value in a run of 30,000 iterations; 0 means "off" and stays 0.

@@ -6,11 +6,25 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from gsopt.errors import InputError
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+else:
+    DataclassInstance = object
+
+Settings = TypeVar("Settings", bound=DataclassInstance)
+Value = TypeVar("Value")
+
+# A setting that is None only until it is checked or resolved, which refuses or fills it:
+# `scene: Needed[Path] = LATER`. Read it afterwards, as what a type checker takes it for.
+if TYPE_CHECKING:
+    Needed = Annotated[Value, "None before"]
+else:
+    Needed = Value | None
+LATER: Any = None
 
 
 def to_json(settings: Any) -> Any:
@@ -53,7 +67,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
     """`value`, read from JSON, as the type a field declares."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_json(kind, value, where)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):

@@ -169,8 +169,8 @@ class Trainer:
         refined = self.strategy.refine(self.model, self.optimizer, self.step, self.generator)
         self.scheduler.step()  # to the learning rates of the next step
         self.whole = True
-        terms = mean_terms(losses)
-        return StepResult(terms.pop("total"), terms, seen.image, seen.photo, seen.mask, refined)
+        means = mean_terms(losses)
+        return StepResult(means.pop("total"), means, seen.image, seen.photo, seen.mask, refined)
 
     def _backward(self, number: int, background: Tensor) -> Seen:
         """Render a view and add the gradients of its loss to those that there are.
@@ -183,6 +183,7 @@ class Trainer:
         weight, degree = self.config.ssim_weight, self.sh_degree
         about = (view.camera, background, photo, weight, degree, grad2d, view.mask)
         done = self.direct and self.direct.backward(*about)
+        info: Mapping[str, Any]
         if done:  # all in one call
             loss, terms, image, info, finite = done
         else:

@@ -47,7 +47,7 @@ class Video:
     def add(self, image: Tensor) -> None:
         """The next frame."""
         try:
-            self._ffmpeg.stdin.write(to_uint8(image).contiguous().numpy().data)
+            self._pipe.write(to_uint8(image).contiguous().numpy().data)
         except OSError:  # a broken pipe: ffmpeg has stopped, and says why
             self._end()
 
@@ -63,6 +63,8 @@ class Video:
                 stderr=self._complaints,
                 start_new_session=True,  # Ctrl-C is for us: we end it
             )
+            assert self._ffmpeg.stdin is not None
+            self._pipe = self._ffmpeg.stdin
             try:
                 yield self
                 self._end()
@@ -70,7 +72,7 @@ class Video:
             finally:
                 self._ffmpeg.kill()
                 with contextlib.suppress(BrokenPipeError):
-                    self._ffmpeg.stdin.close()
+                    self._pipe.close()
                 self._ffmpeg.wait()
                 self._part.unlink(missing_ok=True)
 
@@ -86,7 +88,7 @@ class Video:
     def _end(self) -> None:
         """Let ffmpeg finish; raise InputError where it has failed."""
         with contextlib.suppress(BrokenPipeError):
-            self._ffmpeg.stdin.close()
+            self._pipe.close()
         if self._ffmpeg.wait() != 0:
             self._complaints.seek(0)
             words = self._complaints.read().decode(errors="replace").split()

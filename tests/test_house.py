@@ -104,7 +104,7 @@ HOUSE["commands"] = BELOW | {
         "commands",
     ),
 }
-HOUSE["prepare"] = {"datasets", "device", "rundir", "text"}
+HOUSE["prepare"] = {"datasets", "device", "rundir", "settings", "text"}
 HOUSE["__main__"] = {"commands"}
 
 

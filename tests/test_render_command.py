@@ -12,7 +12,9 @@ from PIL import Image
 
 from gsopt import load_scene, rasterization
 from gsopt.commands import main
+from gsopt.commands.flags import parse
 from gsopt.commands.render import RenderConfig, run
+from gsopt.commands.sources import load_source
 from gsopt.error_sheet import label, save_sheet, worst_first
 from gsopt.errors import InputError
 from gsopt.model import GaussianModel
@@ -119,7 +121,7 @@ def test_without_output_pictures_are_in_the_run(trained):
 
 
 def test_maps_are_those_of_rasterization(render, trained, ball):
-    files = render(path="test", depth=True, alpha=True, depth_range=(2.0, 6.0))
+    files = render(path="test", depth=True, opacity=True, depth_range=(2.0, 6.0))
     kinds = ["", "depth/", "alpha/"]
     folder = files[0].parents[1]
     assert files == [folder / f"{kind}test/r_{i}.png" for i in range(2) for kind in kinds]
@@ -180,9 +182,9 @@ def test_rgba_is_the_picture_without_its_background(render):
 
 @pytest.mark.parametrize(("options", "fps"), [({"path": "orbit", "frames": 7}, 30), ({"path": "test"}, 2)])
 def test_a_video_has_the_frames(render, frames, tmp_path, options, fps, capsys):
-    files = render("out.mp4", depth=True, alpha=True, **options)
+    files = render("out.mp4", depth=True, opacity=True, **options)
     assert [file.name for file in files] == ["out.mp4", "out_depth.mp4", "out_alpha.mp4"]
-    expected = render("pngs", depth=True, alpha=True, **options)
+    expected = render("pngs", depth=True, opacity=True, **options)
     for number, file in enumerate(files):
         found = frames(file)
         wanted = np.stack([pixels(png) for png in expected[number::3]])
@@ -348,3 +350,15 @@ def test_what_cannot_be_evaluated(trained, words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_run_of_photos_with_masks_keeps_its_background(ball, tmp_path):
+    """--alpha is of the photos in training, and of the pictures here: they are two."""
+    words = ["train", "--scene", ball, "--output", tmp_path / "run", "--iterations", 2, "--alpha", "mask"]
+    assert main([*map(str, words), "--quiet", "--device", "cpu"]) == 0
+    for flags in ([], ["--alpha"]):
+        config = parse(RenderConfig, [str(tmp_path / "run"), *flags], "gsopt render", "")
+        source = load_source(config.model, config)
+        assert source.config.alpha == "mask"
+        assert source.background.tolist() == [0, 0, 0]  # white is behind photos with transparency
+        assert config.opacity == bool(flags)

@@ -60,10 +60,18 @@ class TrainerMarks(Marks):
         trainer = self.trainer
         self._wrap(trainer.feed, "take", after=lambda _: self.mark("photo"))
         self._wrap(trainer.joint, "render", after=self._rendered)
-        observed = {"before": lambda: self.mark("backward"), "after": lambda _: self.mark("statistics")}
-        self._wrap(trainer.strategy, "observe", **observed)
-        updated = {"before": lambda: self.mark("optimizer"), "after": lambda _: self.mark("refine")}
-        self._wrap(trainer.strategy, "refine", **updated)
+        self._wrap(
+            trainer.strategy,
+            "observe",
+            before=lambda: self.mark("backward"),
+            after=lambda _: self.mark("statistics"),
+        )
+        self._wrap(
+            trainer.strategy,
+            "refine",
+            before=lambda: self.mark("optimizer"),
+            after=lambda _: self.mark("refine"),
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from gsopt import native
 from gsopt.bench.machine import Probes, Speed
@@ -36,6 +36,16 @@ class Step:
         if not parts.get("optimizer"):
             parts[TORCH_OPTIMIZER] = self.optimizer
         return parts | {GLUE: self.seconds - sum(parts.values())}
+
+
+class Timed(Protocol):
+    """What `repeat` times."""
+
+    def warm_up(self, steps: int = ...) -> None:
+        """Untimed steps."""
+
+    def step(self) -> Step:
+        """One timed step."""
 
 
 class Timer:
@@ -100,7 +110,7 @@ class Timer:
 
 
 def repeat(
-    timers: Mapping[str, Timer],
+    timers: Mapping[str, Timed],
     rounds: int,
     steps: int,
     *,
@@ -154,7 +164,9 @@ class Case:
     @cached_property
     def parts(self) -> dict[str, float]:
         """Median seconds of each part of a step (`Step.parts`), in the order of a step."""
-        return medians(step.parts for step in self.steps)
+        return {
+            name: value for name, value in medians(s.parts for s in self.steps).items() if value is not None
+        }
 
     @cached_property
     def work(self) -> dict[str, float]:
@@ -216,7 +228,11 @@ def medians(rows: Iterable[Mapping[str, float | None]]) -> dict[str, float | Non
     """Median of each key over rows that have the same keys; None where a row has None."""
     rows = list(rows)
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-    return {name: None if None in values else statistics.median(values) for name, values in columns.items()}
+    found: dict[str, float | None] = {}
+    for name, values in columns.items():
+        numbers = [value for value in values if value is not None]
+        found[name] = statistics.median(numbers) if len(numbers) == len(values) else None
+    return found
 
 
 def _median_step(steps: list[Step]) -> float:

@@ -87,4 +87,5 @@ def cost_of(stage: str, units: Mapping[str, float]) -> tuple[float, float] | Non
     cost = COSTS.get(stage)
     if cost is None:
         return None
-    return tuple(sum(part[unit] * units[unit] for unit in part) for part in (cost.bytes, cost.flops))
+    traffic, flops = (sum(part[unit] * units[unit] for unit in part) for part in (cost.bytes, cost.flops))
+    return traffic, flops

@@ -4,6 +4,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gsopt.bench.scenes import NEVER, Size, trainer_of
 from gsopt.device import synchronize
@@ -33,7 +34,7 @@ def monitor_cost(size: Size, device: str, threads: int, rounds: int) -> MonitorC
     Of each step of the period the least over the rounds counts: others may use the machine. The two sides
     differ by the steps that write; the others are taken to be the same, which they are but for noise.
     """
-    nothing_else = {"checkpoint_every": NEVER, "test_iterations": (), "save_iterations": ()}
+    nothing_else: dict[str, Any] = {"checkpoint_every": NEVER, "test_iterations": (), "save_iterations": ()}
     trainer = trainer_of(size, device=device, threads=threads, **nothing_else)
     with tempfile.TemporaryDirectory() as folder, torch_threads(1), trainer.clock("train"):
         monitors = {"without": Monitor(None), "writing": Monitor(Path(folder))}

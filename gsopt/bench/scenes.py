@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -131,9 +131,10 @@ def _around(size: Size, views: int, generator: torch.Generator) -> Scene:
 def still(config: TrainConfig) -> TrainConfig:
     """The same settings, quiet, at full resolution, with learning rates of 0, gathering the statistics of
     the strategy `default` but never acting on them; without any strategy if that is asked for."""
-    groups = Groups(**{name: GroupOptions(lr=0.0) for name in ATTRIBUTES})
+    still_groups: dict[str, Any] = {name: GroupOptions(lr=0.0) for name in ATTRIBUTES}
+    groups = Groups(**still_groups)
     densify = DefaultStrategy(refine_start_iter=NEVER, refine_stop_iter=NEVER, reset_every=NEVER)
-    strategy = "none" if config.strategy == "none" else "default"
+    strategy: Literal["none", "default"] = "none" if config.strategy == "none" else "default"
     return replace(
         config, groups=groups, strategy=strategy, densify=densify, coarse_to_fine=False, quiet=True
     )

@@ -66,11 +66,12 @@ def _step_lines(case: Case) -> list[str]:
 def _speed_lines(case: Case) -> list[str]:
     if not case.speeds:
         return []
-    matmul = case.speed["matmul_seconds"]
+    speed: dict[str, Any] = case.speed
+    matmul = speed["matmul_seconds"]
     flops = 2 * MATMUL_SIDE**3 / matmul
     lines = [
         f"  machine  matrix product {MATMUL_SIDE}^3 {milliseconds(matmul)} ms ({flops / 1e9:,.1f} GFLOP/s), "
-        f"copy of {COPY_BYTES >> 20} MiB {case.speed['copy_bytes_per_second'] / 1e9:,.1f} GB/s, "
+        f"copy of {COPY_BYTES >> 20} MiB {speed['copy_bytes_per_second'] / 1e9:,.1f} GB/s, "
         f"multiply-add peak {number(case.speed['fma_flops_per_second'], 1, 1e-9)} GFLOP/s",
         f"  ratio    a step is {number(case.per_matmul, 4)} of that matrix product",
     ]

@@ -23,7 +23,7 @@ class Cell:
 
     def holds(self, plane: np.ndarray) -> np.ndarray:
         """Which points [P, 2] are inside. bool [P]"""
-        return ((plane >= self.low) & (plane < self.high)).all(axis=1)
+        return np.all((plane >= self.low) & (plane < self.high), axis=1)
 
     def grown(self, margin: np.ndarray) -> "Cell":
         """The same with `margin` [2] more on each side."""
@@ -33,7 +33,7 @@ class Cell:
         """What is below the cut on an axis, and what is not."""
         low, high = list(self.low), list(self.high)
         low[axis] = high[axis] = cut
-        return Cell(self.low, tuple(high)), Cell(tuple(low), self.high)
+        return Cell(self.low, (high[0], high[1])), Cell((low[0], low[1]), self.high)
 
 
 def parse_blocks(text: str) -> tuple[int, ...]:

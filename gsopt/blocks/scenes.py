@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from gsopt.datasets.masks import ENDINGS as MASK_ENDINGS
 from gsopt.datasets.masks import FOLDER as MASKS
 from gsopt.errors import InputError
 
+if TYPE_CHECKING:
+    import pycolmap
+
 COPIES = ("", "_2", "_4", "_8")  # endings of the photos' folder
 
 
@@ -27,10 +31,10 @@ COPIES = ("", "_2", "_4", "_8")  # endings of the photos' folder
 class _Model:
     """A COLMAP model as arrays. plane: of the points, [P, 2]. seen: points of each photo, rows of them."""
 
-    reconstruction: object  # pycolmap.Reconstruction
+    reconstruction: "pycolmap.Reconstruction"
     ids: np.ndarray  # [P]
     plane: np.ndarray
-    images: dict[str, object]  # pycolmap.Image by name
+    images: "dict[str, pycolmap.Image]"  # by name
     seen: dict[str, np.ndarray]
 
 
@@ -119,8 +123,8 @@ def _write_model(folder: Path, model: _Model, photos: Sequence[Photo], points: n
         for index, point in enumerate(observed):
             tracks[point.point3D_id].add_element(image.image_id, index)
     for identity, track in tracks.items():
-        point = model.reconstruction.points3D[identity]
-        written.add_point3D(point.xyz, track, point.color)
+        whole = model.reconstruction.points3D[identity]
+        written.add_point3D(whole.xyz, track, whole.color)
     folder.mkdir(parents=True)
     written.write_binary(folder)
 

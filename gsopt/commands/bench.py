@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from gsopt.bench import monitoring, quality, refinement, report, studies, tables, variants
 from gsopt.bench.gsplat_trainer import measure_gsplat
@@ -142,7 +142,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     for name, make in _asked(config, first, threads, device.type, trainings):
         lines, found[name] = make()
         print("\n".join(lines), flush=True)
-    if earlier:
+    if config.compare and earlier:
         ratios, differing = report.compare(found, earlier), report.differences(found, earlier)
         found["compared"] = {"with": str(config.compare), "ratios": ratios}
         print("\n".join(tables.compare_lines(config.compare.name, ratios, differing)))
@@ -167,12 +167,13 @@ def _cases(
 
 def scene_settings(config: BenchConfig, device: str, threads: int) -> TrainConfig:
     """Settings of a training of --scene."""
+    assert config.scene is not None
     return TrainConfig(
         scene=config.scene,
         init=config.init,
         resolution=config.resolution,
         iterations=config.iterations,
-        device=device,
+        device=cast(DeviceName, device),
         threads=threads,
     )
 
@@ -182,8 +183,8 @@ def _asked(
 ) -> Iterator[tuple[str, Study]]:
     """The tables that flags ask for, by their name in the JSON file."""
     repeats = (config.rounds, config.steps)
-    if config.threads and len(set(config.threads)) > 1:
-        yield "threads", lambda: _threads(size, sorted(set(config.threads)), *repeats)
+    if len(several := sorted(set(config.threads or ()))) > 1:
+        yield "threads", lambda: _threads(size, several, *repeats)
     if config.freeze_sets:
         yield "freeze_sets", lambda: _freeze_sets(size, threads, *repeats)
     if config.isas:
@@ -280,5 +281,5 @@ def read_trainings(
 def _quality(config: BenchConfig, threads: int) -> tuple[list[str], Any]:
     every = config.test_every_steps or max(1, config.iterations // 20)
     settings = scene_settings(config, config.device, threads)
-    found = quality.time_to_quality(settings, config.time_to_quality, every)
+    found = quality.time_to_quality(settings, config.time_to_quality or (), every)
     return tables.quality_lines(found), found

@@ -123,7 +123,7 @@ def _compiler() -> dict[str, str | None]:
 
 def _kernel() -> dict[str, Any]:
     """The variant of the CPU kernel that runs here, and all that would."""
-    nothing = {"variant": None, "variants": [], "forced": os.environ.get("GSOPT_ISA")}
+    nothing: dict[str, Any] = {"variant": None, "variants": [], "forced": os.environ.get("GSOPT_ISA")}
     try:
         variant = native.library().gsopt_isa().decode()
         known = native.available_isas()

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from gsopt import pictures
 from gsopt.commands.flags import parse
 from gsopt.commands.sources import Source, SourceOptions, load_source
+from gsopt.datasets.masks import Alpha
 from gsopt.datasets.scene import View
 from gsopt.error_sheet import label, save_sheet, worst_first
 from gsopt.errors import InputError
@@ -35,6 +36,8 @@ class EvaluateConfig(SourceOptions):
 
     model: Positional[Path] = Path()
     """Folder of a run, or a PLY."""
+    alpha: Alpha | None = None
+    """Photos with transparency: over the background, or a mask: pixels of alpha 0 do not count."""
     lpips: Literal["alex", "vgg"] | None = None
     """Measure LPIPS too, with this network: pip install "gsopt[lpips]"."""
     lpips_weights: Path | None = None

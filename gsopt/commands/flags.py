@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gsopt.errors import InputError
 
@@ -20,7 +20,7 @@ def parse(
     """
     import tyro
 
-    kwargs = {} if default is None else {"default": default}
+    kwargs: dict[str, Any] = {} if default is None else {"default": default}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

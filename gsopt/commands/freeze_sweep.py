@@ -13,10 +13,10 @@ from tyro.conf import UseAppendAction
 
 from gsopt.commands.flags import parse
 from gsopt.config import TrainConfig
-from gsopt.device import describe, pick_device
+from gsopt.device import cpu_count, describe, pick_device
 from gsopt.errors import InputError
 from gsopt.rundir import RunFolder
-from gsopt.settings import differences
+from gsopt.settings import LATER, Needed, differences
 from gsopt.sweep import hparams, plot, runner, table
 from gsopt.sweep.grid import FREEZE, OWN, Configuration, Run, configurations, pick_baseline, plan
 from gsopt.sweep.progress import SweepProgress
@@ -35,9 +35,9 @@ ABOUT = (
 class SweepConfig:
     """Settings of `gsopt freeze-sweep`."""
 
-    scene: Path | None = None
+    scene: Needed[Path] = LATER
     """Folder of the scene."""
-    output: Path | None = None
+    output: Needed[Path] = LATER
     """Folder of the sweep; default output/SCENE-sweep-DATE. An earlier sweep in it is continued."""
     freeze: tuple[str, ...] = ()
     """What each configuration freezes: none, or attributes joined by +, as scaling+rotation, opacity@0:1000,
@@ -186,7 +186,7 @@ class Sweep:
 
     def _about(self) -> dict[str, str]:
         first = self.runs[0].config
-        device = describe(pick_device(first.device, first.backend), first.threads)
+        device = describe(pick_device(first.device, first.backend), first.threads or cpu_count())
         return {
             "scene": str(first.scene),
             "run": f"{first.iterations:,} iterations, images of at most {first.resolution} pixels",

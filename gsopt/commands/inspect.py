@@ -56,8 +56,8 @@ def run(config: InspectConfig) -> None:
         return
     snapshots = map(open_snapshot, config.files)
     if config.json:
-        found = [tables.snapshot_json(each) for each in snapshots]
-        _print_json(found if len(found) > 1 else found[0])
+        made = [tables.snapshot_json(each) for each in snapshots]
+        _print_json(made if len(made) > 1 else made[0])
         return
     for index, snapshot in enumerate(snapshots):
         print("\n".join([*(["", ""] if index else []), *tables.snapshot_lines(snapshot)]))

@@ -11,6 +11,7 @@ from gsopt.blocks.partition import Partition
 from gsopt.commands.flags import parse
 from gsopt.errors import InputError
 from gsopt.formats import Splat, check_output, write
+from gsopt.settings import LATER, Needed
 
 ABOUT = (
     "Join the trained blocks of a partition into one model: gsopt merge DIR --output FILE.ply. Of each "
@@ -22,9 +23,9 @@ ABOUT = (
 class MergeConfig:
     """Settings of `gsopt merge`."""
 
-    folder: Positional[Path | None] = field(default=None)
+    folder: Positional[Needed[Path]] = field(default=LATER)
     """Folder that gsopt partition has written, with its blocks trained."""
-    output: Path | None = None
+    output: Needed[Path] = LATER
     """File to write, in any format of gsopt convert."""
     overwrite: bool = False
     """Replace the file to write if it is there."""

@@ -11,6 +11,7 @@ from gsopt.blocks.scenes import partition
 from gsopt.commands.flags import parse
 from gsopt.datasets import colmap_scene
 from gsopt.errors import InputError
+from gsopt.settings import LATER, Needed
 
 ABOUT = (
     "Divide a COLMAP scene into blocks: gsopt partition --scene DIR --blocks 3x2 --output DIR. Then "
@@ -22,11 +23,11 @@ ABOUT = (
 class PartitionConfig:
     """Settings of `gsopt partition`."""
 
-    scene: Path | None = None
+    scene: Needed[Path] = LATER
     """Folder of a COLMAP scene."""
-    output: Path | None = None
+    output: Needed[Path] = LATER
     """Folder for the blocks, which must not be there."""
-    blocks: str | None = None
+    blocks: Needed[str] = LATER
     """How many: 6, or 3x2 along the two axes of the ground; as many photos in each."""
     overlap: float = 0.2
     """A block has photos and points of its neighbours, as far as this share of its own size."""

@@ -105,7 +105,7 @@ def prune(splat: Splat, options: PruneOptions) -> Splat:
         InputError: the scene cannot be used, or nothing would be left.
     """
     views = None if options.scene is None else _Views(options)
-    before = views and views.psnr(splat)
+    before = 0.0 if views is None else views.psnr(splat)
     if (limit := options.prune_opacity) is not None:
         rows = splat.tensors["opacity"][:, 0].sigmoid() >= limit
         if not rows.any():

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from gsopt.camera_files import read_cameras
 from gsopt.camera_paths import interpolate, orbit
@@ -52,7 +53,7 @@ class RenderConfig(SourceOptions):
     """Depth too: as colours, and beside PNGs as .npy (float32 [H, W], z in world units, 0 for nothing)."""
     depth_range: tuple[float, float] | None = None
     """Depths that are drawn brightest and darkest; default: found from the pictures."""
-    alpha: bool = False
+    opacity: Annotated[bool, arg(name="alpha")] = False
     """Opacity too, from black (nothing) to white."""
     rgba: bool = False
     """PNGs with transparency instead of a background."""

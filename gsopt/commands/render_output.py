@@ -41,10 +41,10 @@ def open_output(
     """
     path = config.output
     if path is None or not is_video(path):
-        yield Folder(path or folder, limits, alpha=config.alpha)
+        yield Folder(path or folder, limits, alpha=config.opacity)
         return
     fps = config.fps or (2.0 if config.path in ("test", "train") else 30.0)
-    names = ["", *(["_depth"] if limits else []), *(["_alpha"] if config.alpha else [])]
+    names = ["", *(["_depth"] if limits else []), *(["_alpha"] if config.opacity else [])]
     with contextlib.ExitStack() as stack:
         videos = {
             name: stack.enter_context(Video(path.with_stem(path.stem + name), *size, fps).writing())

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
-from gsopt.datasets.masks import Alpha
 from gsopt.datasets.normalization import Normalization
 from gsopt.device import DeviceName, cpu_count, pick_device
 from gsopt.errors import InputError
@@ -37,8 +36,6 @@ class SourceOptions:
     """Folder of masks beside that of the photos; pixels that are 0 do not count."""
     no_masks: bool | None = None
     """Use all pixels of all photos."""
-    alpha: Alpha | None = None
-    """Photos with transparency: over the background, or a mask: pixels of alpha 0 do not count."""
     test_every: int | None = None
     """Every Nth photo by name is for testing, where the scene itself does not say which."""
     normalize: Normalization | None = None

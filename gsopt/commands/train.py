@@ -74,7 +74,7 @@ def is_restart(config: TrainConfig) -> bool:
             f"--output: torchrun may start this run again (--max-restarts {allowed}) and would not find it "
             "under a default name; give --output DIR"
         )
-    return restarts() > 0 and RunFolder(config.output).config.is_file()
+    return restarts() > 0 and config.output is not None and RunFolder(config.output).config.is_file()
 
 
 def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> None:
@@ -210,6 +210,7 @@ def finished(config: TrainConfig) -> int:
     run are gone. Whether another --scene is the run's
     own at a new place only its photos tell: that is left to the trainer.
     """
+    assert config.resume is not None
     old = TrainConfig.of_run(config.resume)
     config.check()
     config.resolved("cpu").check_resume(old)

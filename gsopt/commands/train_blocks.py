@@ -14,7 +14,7 @@ from gsopt.commands.flags import parse
 from gsopt.config import TrainConfig
 from gsopt.errors import InputError
 from gsopt.rundir import owned
-from gsopt.settings import differences
+from gsopt.settings import LATER, Needed, differences
 from gsopt.sweep import runner
 from gsopt.sweep.grid import Run
 from gsopt.sweep.progress import SweepProgress
@@ -32,7 +32,7 @@ OWN = {"scene", "output", "resume", "iterations"}  # that each block has its own
 class BlocksConfig:
     """Settings of `gsopt train-blocks`."""
 
-    folder: Positional[Path | None] = field(default=None)
+    folder: Positional[Needed[Path]] = field(default=LATER)
     """Folder that gsopt partition has written."""
     iterations: int | None = None
     """Optimizer steps of each block; default as in train."""

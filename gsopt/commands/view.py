@@ -21,6 +21,7 @@ from gsopt.joint import BACKGROUND_FILE
 from gsopt.model import GaussianModel
 from gsopt.rundir import RunFolder
 from gsopt.runtime import use_kernel_threads
+from gsopt.settings import LATER, Needed
 from gsopt.viewer_options import PORT, RESOLUTION, check_port, check_resolution
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ PHOTOS = 128  # pixels of the longest side of a photo that is loaded to be shown
 class ViewConfig:
     """Settings of `gsopt view`."""
 
-    source: Positional[Annotated[Path | None, arg(metavar="FILE|RUN")]] = None
+    source: Positional[Annotated[Needed[Path], arg(metavar="FILE|RUN")]] = LATER
     """Folder of a run, or a file of Gaussians of any program."""
     iteration: int | None = None
     """Of a run: which saved model; default the newest."""

@@ -103,6 +103,7 @@ def load_scene(
     beside = folder_beside(listing.folder, listing.source)
     photos = without_masks(photos) if masks is False else find_masks(photos, beside, masks)
     photos = [replace(photo, alpha=alpha) for photo in photos]
+    world: Similarity | None
     if isinstance(normalize, Similarity):
         world = normalize
     else:
@@ -115,15 +116,17 @@ def load_scene(
     add_masks(photos, views, resolution, threads)
     if depths:
         add_depths(train, views[: len(train)], resolution, threads, unit=world.scale if world else 1.0)
-    test = without_ignored(views[len(train) :], listing.source)
-    train = without_ignored(views[: len(train)], listing.source, required=True)
+    tested = without_ignored(views[len(train) :], listing.source)
+    trained = without_ignored(views[: len(train)], listing.source, required=True)
     if init_points is not None or (init is None and listing.points is None):
         volume = "box" if listing.format == "nerf-synthetic" else "frustums"
-        points = random_points(train, seed=seed, volume=volume, count=init_points)
+        points = random_points(trained, seed=seed, volume=volume, count=init_points)
+    elif init is not None:
+        points = moved_points(read_points(init, most=init_max), world)
     else:
-        cloud = listing.points(init_max) if init is None else read_points(init, most=init_max)
-        points = moved_points(cloud, world)
-    return Scene(root, listing.format, train, test, points, _extent(root, train, points), world)
+        assert listing.points is not None
+        points = moved_points(listing.points(init_max), world)
+    return Scene(root, listing.format, trained, tested, points, _extent(root, trained, points), world)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from gsopt.datasets.images import Lens, Photo
 from gsopt.datasets.scene import PointCloud
 from gsopt.errors import InputError
 from gsopt.text import shortened
+
+if TYPE_CHECKING:
+    import pycolmap
 
 _REQUIRED = ("cameras", "images", "points3D")
 TEST_NAMES = "test.txt"  # in the folder of a model: names of test photos, one a line, as in the original 3DGS
@@ -86,7 +90,7 @@ def with_splits(model: Path, photos: list[Photo]) -> list[Photo]:
     return [replace(photo, split="test" if photo.name in test else "train") for photo in photos]
 
 
-def _lens(source: Path, camera) -> Lens:
+def _lens(source: Path, camera: "pycolmap.Camera") -> Lens:
     if camera.is_spherical():
         raise InputError(
             f"{source}: camera {camera.camera_id} is {camera.model_name}, expected a lens; "
@@ -115,7 +119,7 @@ def _check_photos(source: Path, photos: list[Photo]) -> None:
         seen.add(photo.name)
 
 
-def _points(source: Path, reconstruction) -> PointCloud:
+def _points(source: Path, reconstruction: "pycolmap.Reconstruction") -> PointCloud:
     """The points in the order of their ids."""
     points = [reconstruction.points3D[i] for i in sorted(reconstruction.point3D_ids())]
     if not points:

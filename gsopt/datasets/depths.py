@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,11 +103,11 @@ def _read_parameters(path: Path) -> _Parameters:
         ) from None
     scales = {}
     for name, row in content.items() if isinstance(content, dict) else [("", content)]:
-        values = [row.get(key) for key in ("scale", "offset")] if isinstance(row, dict) else [None]
+        values: list[Any] = [row.get(key) for key in ("scale", "offset")] if isinstance(row, dict) else [None]
         if not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
             found = shortened(repr(row), 80)
             raise InputError(f"{path}: {name!r} is {found}, expected numbers 'scale' and 'offset'; {remedy}")
-        scales[name] = tuple(map(float, values))
+        scales[name] = float(values[0]), float(values[1])
     return _Parameters(path, scales)
 
 
@@ -125,6 +126,7 @@ def add_depths(
     """
     pairs = [(photo, view) for photo, view in zip(photos, views, strict=True) if photo.depth is not None]
     for view, inverse in load_maps(load_inverse_depth, pairs, resolution, threads):
+        assert inverse is not None
         view.inverse_depth = inverse / unit
 
 
@@ -135,11 +137,12 @@ def load_inverse_depth(way: Way, view: View) -> Tensor:
     that has to be undistorted it has the nearest value.
     """
     photo, file, camera = way.photo, way.photo.depth, view.camera
+    assert file is not None
     values = way.upright(_read(file.path), file.path, "depth map").astype(np.float64)
     known = np.isfinite(values) & (values > 0)
     values = np.where(known, values, np.nan) * file.scale + file.offset
     inverse = values.clip(min=0) if file.inverse else 1 / values
-    if is_distorted(photo.lens):
+    if is_distorted(photo.known_lens):
         inverse = _seen(inverse, photo, view)
     found = torch.from_numpy(inverse.astype(np.float32))
     if found.shape == (camera.height, camera.width):
@@ -169,7 +172,7 @@ def _seen(values: np.ndarray, photo: Photo, view: View) -> np.ndarray:
     """Of values over a distorted photo, those nearest to what each pixel of its view sees. [H, W]"""
     import pycolmap
 
-    lens, camera = photo.lens, view.camera
+    lens, camera = photo.known_lens, view.camera
     distorted = pycolmap.Camera(model=lens.model, width=lens.width, height=lens.height, params=lens.params)
     y, x = np.mgrid[: camera.height, : camera.width] + 0.5
     (fx, _, cx), (_, fy, cy), _ = camera.K.tolist()

@@ -16,7 +16,7 @@ from gsopt.errors import InputError
 from gsopt.text import listed
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Transpose
 
 _PINHOLE = {
     "SIMPLE_PINHOLE": (0, 0, 1, 2),
@@ -66,6 +66,12 @@ class Photo:
     mask: Path | None = None
     depth: "DepthFile | None" = None
     alpha: Literal["background", "mask"] = "background"
+
+    @property
+    def known_lens(self) -> Lens:
+        """The lens, of a photo whose file is there."""
+        assert self.lens is not None
+        return self.lens
 
 
 @dataclass(frozen=True)
@@ -176,9 +182,9 @@ def load_view(photo: Photo, *, resolution: int | None = None) -> View:
         image = image.convert("RGB")
     if turn is not None:
         image = image.transpose(turn)
-    if is_distorted(photo.lens):
+    if is_distorted(photo.known_lens):
         image = _reduce(image, fitted(*image.size, 2 * resolution if resolution else None))
-    pixels, K = undistort(photo.lens, image)
+    pixels, K = undistort(photo.known_lens, image)
     return _view(photo, pixels, K, resolution)
 
 
@@ -241,20 +247,20 @@ def undecodable(path: Path, error: Exception) -> InputError:
     )
 
 
-def quarter_turn(photo: Photo, image: "Image"):
+def quarter_turn(photo: Photo, image: "Image") -> "Transpose | None":
     """The transposition that makes the photo fit its lens: None or the EXIF tag's, else InputError."""
     from PIL.Image import Transpose
 
-    lens = (photo.lens.width, photo.lens.height)
+    lens = (photo.known_lens.width, photo.known_lens.height)
     if same_ratio(image.size, lens):
         return None
     turns = {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
-    turn = turns.get(image.getexif().get(_EXIF_ORIENTATION))
+    turn = turns.get(image.getexif().get(_EXIF_ORIENTATION, 0))
     if turn is not None and same_ratio(image.size[::-1], lens):
         return turn
     raise InputError(
         f"{photo.path}: photo of {image.width}x{image.height} pixels, expected the aspect ratio of its "
-        f"camera, {lens[0]}x{lens[1]} ({photo.lens.source}); "
+        f"camera, {lens[0]}x{lens[1]} ({photo.known_lens.source}); "
         "use the photos that the camera was calibrated with, uncropped"
     )
 

@@ -57,7 +57,8 @@ def random_points(views: Sequence[View], *, seed: int, volume: str, count: int |
         if carving:
             margin = 0.1 * (xyz.max(axis=0) - xyz.min(axis=0))
             draw = _box(xyz.min(axis=0) - margin, xyz.max(axis=0) + margin)
-    batches, total = [], 0
+    batches: list[tuple[np.ndarray, np.ndarray]] = []
+    total = 0
     while total < wanted and len(batches) < _BATCHES:
         batches.append(rig.keep(draw(_uniform(generator, batch)), carving))
         total += len(batches[-1][0])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +26,9 @@ from gsopt.datasets.images import (
 )
 from gsopt.datasets.scene import View
 from gsopt.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Transpose
 
 
 def find_map(folder: Path, name: str, endings: Sequence[str]) -> Path | None:
@@ -68,7 +72,7 @@ class Way:
     photo: Photo
     stored: tuple[int, int]
     size: tuple[int, int]
-    turn: int | None
+    turn: "Transpose | None"
     shrunk: bool
 
     @classmethod
@@ -78,7 +82,7 @@ class Way:
             stored, turn = image.size, quarter_turn(photo, image)
             shrink_in_decoder(image, resolution)
             size = decoded = image.size if turn is None else image.size[::-1]
-        if is_distorted(photo.lens):
+        if is_distorted(photo.known_lens):
             size = fitted(*decoded, 2 * resolution if resolution else None)
         return cls(photo, stored, size, turn, size != decoded)
 

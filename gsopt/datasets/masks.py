@@ -115,7 +115,7 @@ def _of_file(way: Way) -> np.ndarray | None:
     if path is None:
         return None
     pixels = read_pixels(path)
-    used = pixels.reshape(*pixels.shape[:2], -1).any(axis=2)
+    used: np.ndarray = np.any(pixels.reshape(*pixels.shape[:2], -1), axis=2)
     return way.upright((~used).astype(np.uint8), path, "mask")
 
 
@@ -136,9 +136,9 @@ def _on_view(way: Way, ignored: np.ndarray, size: tuple[int, int]) -> Tensor:
     from PIL import Image
 
     before = way.size
-    if is_distorted(way.photo.lens):
+    if is_distorted(way.photo.known_lens):
         used = ~_spread(ignored, way.size, way.shrunk)
-        picture, _ = undistort(way.photo.lens, Image.fromarray(used.numpy().astype(np.uint8) * 255))
+        picture, _ = undistort(way.photo.known_lens, Image.fromarray(used.numpy().astype(np.uint8) * 255))
         ignored, before = (np.asarray(picture) < 255).astype(np.uint8), picture.size
     return ~_spread(ignored, size, before != size)
 

@@ -78,7 +78,7 @@ def load_views(
     order = list(range(len(photos)))
     if cache == "disk":
         random.Random(os.getpid()).shuffle(order)  # processes that make the same files share the work
-    views: list[View | None] = [None] * len(photos)
+    views: dict[int, View] = {}
     pool = ThreadPoolExecutor(threads or os.cpu_count())
     try:
         jobs = [(index, pool.submit(store.view, photos[index])) for index in order]
@@ -87,7 +87,7 @@ def load_views(
     finally:
         pool.shutdown(cancel_futures=True)
     store.warn()
-    return views
+    return [views[index] for index in range(len(photos))]
 
 
 @dataclass
@@ -111,7 +111,7 @@ class _Store:
 
     def view(self, photo: Photo) -> View:
         """Of the cache, which is filled where the photo is not there."""
-        if not (self.mapped or is_distorted(photo.lens)):
+        if not (self.mapped or is_distorted(photo.known_lens)):
             return load_view(photo, resolution=self.resolution)
         path = self.folder / (key(photo, self.resolution) + ENDING)
         try:
@@ -125,7 +125,7 @@ class _Store:
         try:
             if self.trouble is None:
                 write(path, view)
-            return (self._read(path, photo) or self._vanished(path)) if self.mapped else view
+            return self._written(path, photo) if self.mapped else view
         except OSError as error:
             self._fail(error)
         return view
@@ -149,8 +149,12 @@ class _Store:
         view.release()
         return view
 
-    def _vanished(self, path: Path) -> None:
-        raise OSError(None, f"{path.name} was written and is gone or damaged", str(path))
+    def _written(self, path: Path, photo: Photo) -> View:
+        """Of a file that has just been written."""
+        view = self._read(path, photo)
+        if view is None:
+            raise OSError(None, f"{path.name} was written and is gone or damaged", str(path))
+        return view
 
     def _fail(self, error: OSError) -> None:
         """Raise InputError where nothing goes without the cache; else there is no more of it in this call."""
@@ -176,7 +180,7 @@ class _Store:
 
 def key(photo: Photo, resolution: int | None) -> str:
     """A file's name: a hash over all that decides the pixels and intrinsics of a view, 32 hex digits."""
-    stat, lens = photo.path.stat(), photo.lens
+    stat, lens = photo.path.stat(), photo.known_lens
     decided = (
         *(_makers(), str(photo.path.resolve()), stat.st_size, stat.st_mtime_ns),
         *(lens.model, lens.width, lens.height, lens.params, resolution, photo.alpha),
@@ -199,7 +203,7 @@ def write(path: Path, view: View) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
         with draft.open("xb", buffering=0) as file:
-            for part in (header, memoryview(pixels).cast("B")):
+            for part in (header, pixels.data.cast("B")):
                 while part:  # an unbuffered write may stop anywhere
                     part = part[file.write(part) :]
         os.replace(draft, path)
@@ -215,7 +219,7 @@ def read(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     if size < HEADER.size:
         return None
     whole = map_file(path, size)
-    data = memoryview(whole.numpy())
+    data = whole.numpy().data
     magic, *shape = HEADER.unpack(data[: HEADER.size])[:4]
     K = HEADER.unpack(data[: HEADER.size])[4:13]
     pixels = whole[HEADER.size :]
@@ -228,7 +232,7 @@ def read(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 def _header(shape: Sequence[int], K: Sequence[float], pixels: np.ndarray) -> bytes:
     checksum = zlib.crc32(HEADER.pack(MAGIC, *shape, *K, 0))
-    return HEADER.pack(MAGIC, *shape, *K, zlib.crc32(pixels, checksum))
+    return HEADER.pack(MAGIC, *shape, *K, zlib.crc32(pixels.data, checksum))
 
 
 def _remove_stale(draft: Path) -> None:

@@ -9,7 +9,9 @@ raw parameters: opacity a logit, scales logarithms, quaternions w x y z of any n
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +45,7 @@ def read_splat(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def splat_of_vertices(path: Path, vertex: np.ndarray) -> dict[str, np.ndarray]:
     """As :func:`read_splat`, from the element `vertex` of a PLY."""
-    rest_names = _rest_names(path, vertex.dtype.names)
+    rest_names = _rest_names(path, names_of(vertex))
     splat = {key: columns(path, vertex, names) for key, names in _SPLAT.items()}
     rest = columns(path, vertex, rest_names)  # [N, 3 * (K-1)] channel-major
 
@@ -103,7 +105,12 @@ def write_splat(path: str | os.PathLike, splat: dict[str, np.ndarray]) -> None:
     replace_file(path, ply.write)
 
 
-def replace_file(path: Path, write) -> None:
+def names_of(rows: np.ndarray) -> tuple[str, ...]:
+    """Names of the columns of a structured array; none of another one."""
+    return rows.dtype.names or ()
+
+
+def replace_file(path: Path, write: Callable[[Any], object]) -> None:
     """Let `write(stream)` fill a temporary file beside `path`, then move it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -155,7 +162,7 @@ def read_elements(path: Path) -> dict[str, np.ndarray]:
 def read_vertices(path: Path) -> np.ndarray:
     """The element `vertex` as a structured array [N]."""
     vertex = read_elements(path)["vertex"]
-    if "packed_position" in vertex.dtype.names:
+    if "packed_position" in names_of(vertex):
         raise InputError(
             f"{path}: a compressed splat PLY, expected an uncompressed one; "
             f"convert it first: gsopt convert {path.name} OUT.ply"
@@ -168,16 +175,16 @@ def columns(path: Path, vertex: np.ndarray, names: tuple[str, ...], kind: type =
 
     Raises InputError where there are none of these names, or lists.
     """
-    missing = [name for name in names if name not in vertex.dtype.names]
+    missing = [name for name in names if name not in names_of(vertex)]
     lists = [name for name in names if name not in missing and vertex.dtype[name].kind not in "fiu"]
     if missing or lists:
         problem = f"{'lacks' if missing else 'has a list as'} {', '.join(missing or lists)}"
-        found = ", ".join(vertex.dtype.names) or "none"
+        found = ", ".join(names_of(vertex)) or "none"
         raise InputError(
             f"{path}: element vertex {problem}, expected a number for each (found: {found}); "
             "give a file that has them"
         )
-    out = np.empty((len(vertex), len(names)), kind)
+    out: np.ndarray = np.empty((len(vertex), len(names)), kind)
     with np.errstate(over="ignore"):  # doubles too large for float32 become inf, which is reported as such
         for i, name in enumerate(names):
             out[:, i] = vertex[name]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gsopt.datasets.ply import SPLAT_COLORS, columns, read_vertices, require_finite
+from gsopt.datasets.ply import SPLAT_COLORS, columns, names_of, read_vertices, require_finite
 from gsopt.datasets.scene import PointCloud
 from gsopt.datasets.thinning import Thinner
 from gsopt.errors import InputError
@@ -116,7 +116,7 @@ def open_points(path: str | os.PathLike) -> PointFile:
 
 def _of_rows(path: Path, rows: np.ndarray) -> PointFile:
     """A structured array [P]: the element `vertex` of a PLY, or the like."""
-    names = rows.dtype.names
+    names = names_of(rows)
     columns(path, rows[:0], _XYZ)  # are they there?
     wide = np.float64 if any(_is_wide(rows.dtype[name]) for name in _XYZ) else np.float32
     of_splat = all(name in names for name in SPLAT_COLORS)

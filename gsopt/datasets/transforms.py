@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -170,7 +171,8 @@ def _common_folder(paths: list[Path]) -> Path:
 def _photos(
     source: Path, content: dict, paths: list[Path], folder: Path, splits: list[tuple[str | None, ...]]
 ) -> list[Photo]:
-    photos, first = [], {}
+    photos: list[Photo] = []
+    first: dict[Path, int] = {}
     for index, (frame, path, of_frame) in enumerate(zip(content["frames"], paths, splits, strict=True)):
         where = f"{source}: frames[{index}]"
         if path in first:
@@ -259,12 +261,14 @@ def _lens(where: str, levels: list[dict], path: Path) -> Lens | None:
         )
     found = [_focal_length(number, focal, axis, side) for axis, side in (("x", width), ("y", height))]
     fx, fy = (value if value is not None else other for value, other in (found, found[::-1]))
+    assert fx is not None  # one of both has a length, or there is no focal length
+    assert fy is not None
     params = (fx, fy, number("cx", width / 2), number("cy", height / 2))
     model, distortion = _distortion(where, levels, number)
     return Lens(model, width, height, (*params, *distortion), where)
 
 
-def _focal_length(number, level: dict, axis: str, pixels: int) -> float | None:
+def _focal_length(number: Callable[..., Any], level: dict, axis: str, pixels: int) -> float | None:
     """In pixels, along one axis, from a level of the file: a length before an angle; None if it has none."""
     if f"fl_{axis}" in level:
         return number(f"fl_{axis}")
@@ -275,8 +279,8 @@ def _focal_length(number, level: dict, axis: str, pixels: int) -> float | None:
     return None
 
 
-def _number(where: str, levels: list[dict], key: str, default: float | None = None) -> float | None:
-    """The number that the first level with a value for `key` has."""
+def _number(where: str, levels: list[dict], key: str, default: float | None = None) -> Any:
+    """The number that the first level with a value for `key` has, as float; None without either."""
     value = next((level[key] for level in levels if level.get(key) is not None), default)
     if value is None:
         return None
@@ -291,7 +295,7 @@ def _focal_of_angle(angle: float, pixels: int) -> float:
     return 0.5 * pixels / math.tan(0.5 * angle) if 0 < angle < math.pi else 0.0
 
 
-def _distortion(where: str, levels: list[dict], number) -> tuple[str, tuple[float, ...]]:
+def _distortion(where: str, levels: list[dict], number: Callable[..., Any]) -> tuple[str, tuple[float, ...]]:
     """COLMAP's camera model and its parameters after fx, fy, cx, cy."""
     if other := [key for key in _OTHER_LENSES if any(level.get(key) for level in levels)]:
         raise InputError(f"{where}: {other[0]} is set, expected a lens; cut perspective views first")

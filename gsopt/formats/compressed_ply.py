@@ -10,10 +10,12 @@ of w x y z and 10 for each of the others, ((v / 1023) - 0.5) sqrt(2). Files befo
 colours: 0 to 1. Harmonics are 8 ((v + 0.5) / 256 - 0.5), -4 for 0 and 4 for 255.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from gsopt.datasets.ply import names_of
 from gsopt.errors import InputError
 from gsopt.formats.bits import (
     SH_C0,
@@ -54,7 +56,7 @@ def from_elements(path: Path, elements: dict[str, np.ndarray]) -> dict[str, np.n
         )
     place, three = packed[1] >> 30, np.stack([_bits(packed[1], shift, 10) for shift in (20, 10, 0)], axis=1)
     colours = np.stack([_bits(packed[3], shift, 8) for shift in (24, 16, 8)], axis=1)
-    if "min_r" in chunk.dtype.names:
+    if "min_r" in names_of(chunk):
         colours = _between(path, chunk, ("r", "g", "b"), "", colours)
     splat = {
         "xyz": _between(path, chunk, "xyz", "", _11_10_11(packed[0])),
@@ -77,7 +79,8 @@ def to_elements(splat: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np
     rows = {name: value[order].astype(np.float64) for name, value in splat.items()}
     colours = 0.5 + SH_C0 * rows["feature_dc"][:, 0]
     sizes = rows["scaling"].clip(-_LARGEST_LOG, _LARGEST_LOG)
-    bounds, parts = {}, {}
+    bounds: dict[str, np.ndarray] = {}
+    parts: dict[str, np.ndarray] = {}
     for name, values in (("", rows["xyz"]), ("scale_", sizes), ("c", colours)):
         low, high, parts[name] = _within(values)
         axes = "rgb" if name == "c" else "xyz"
@@ -134,7 +137,9 @@ def _rest(path: Path, sh: np.ndarray | None, count: int) -> np.ndarray:
     return ((values - 0.5) * 8).reshape(count, 3, _REST[len(names)]).transpose(0, 2, 1)
 
 
-def _between(path: Path, chunk: np.ndarray, axes: str, prefix: str, parts: np.ndarray) -> np.ndarray:
+def _between(
+    path: Path, chunk: np.ndarray, axes: Sequence[str], prefix: str, parts: np.ndarray
+) -> np.ndarray:
     """Parts 0..1 of the way between the bounds of each chunk. [N, 3]"""
     low, high = (
         np.stack(
@@ -185,7 +190,7 @@ def _pack_11_10_11(parts: np.ndarray) -> np.ndarray:
 
 
 def _column(path: Path, element: str, table: np.ndarray, name: str, kind: str, code: str) -> np.ndarray:
-    found = table.dtype[name] if name in table.dtype.names else None
+    found = table.dtype[name] if name in names_of(table) else None
     if found is None or found.newbyteorder("=") != np.dtype(code):
         raise InputError(
             f"{path}: element {element}: expected a property {kind} {name}, found "

@@ -35,7 +35,7 @@ def from_content(path: Path, content: Any) -> Splat:
     splat.extent = state.get("extent")
     if state.get("world"):
         splat = _in_world(splat, Similarity.of_json(state["world"]))
-    sides = state.get("joint") if isinstance(state.get("joint"), dict) else {}
+    sides: Any = state.get("joint") if isinstance(state.get("joint"), dict) else {}
     if beside := [*(name for name in model if name not in SHAPES), *sides]:
         splat.notes.append(f"left out: {', '.join(beside)}")
     return splat

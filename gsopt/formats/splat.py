@@ -117,7 +117,7 @@ def laid_out(attribute: str, value: Tensor, count: int) -> Tensor | None:
     if not _is_whole(value):
         return None
     if attribute != "feature_rest":
-        shape = (count, *SHAPES[attribute])
+        shape = (count, *(size for size in SHAPES[attribute] if size is not None))
         same = value.numel() == torch.Size(shape).numel() and value.dim() and len(value) == count
         return value.reshape(shape) if same and _squeezed(value.shape) == _squeezed(shape) else None
     if value.dim() != 3 or len(value) != count:

@@ -122,7 +122,7 @@ def _compare_entry(name: str, entry: str, a: Any, b: Any) -> EntryDifference:
     a, b = (torch.as_tensor(value) for value in (a, b))
     if a.shape != b.shape:
         return EntryDifference(name, entry, False, remark=_shapes(a, b))
-    numbers = _distance(a, b)
+    numbers: Any = _distance(a, b)
     if a.dim() == 0:  # a step is a number, whether a tensor holds it or not
         same = bool(a == b)
         return EntryDifference(name, entry, same, **numbers, remark="" if same else f"{a:g} and {b:g}")

@@ -80,7 +80,7 @@ def labels_of(optimizer: Mapping[str, Any]) -> list[str]:
 
 def unique(names: Iterable[str]) -> list[str]:
     """The same names, the second of its kind as "name (2)"."""
-    times = Counter()
+    times: Counter[str] = Counter()
     made = []
     for name in names:
         times[name] += 1
@@ -90,7 +90,7 @@ def unique(names: Iterable[str]) -> list[str]:
 
 def flat(model: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a state_dict, or of a dict of them, by their full names."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in model.items():
         if isinstance(value, Mapping):
             tensors |= flat(value, f"{prefix}{name}.")

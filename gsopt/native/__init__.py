@@ -34,7 +34,7 @@ class Camera(ctypes.Structure):
 class SplatRows(NamedTuple):
     """Where the kernel has put what its other functions read of the splats of one camera: addresses."""
 
-    count: int  # N
+    count: int  # type: ignore[assignment]  # N; nobody counts in these tuples
     radii: int  # int32 [N, 2]
     gradient: int | None  # by means2d, pixels. float32 [N, 2]
     absolute: int | None  # the same of absolute values
@@ -280,7 +280,7 @@ class Frame:
         return library().gsopt_frame_bytes(self.handle)
 
 
-def _work(handle: int) -> dict[str, int]:
+def _work(handle: int | None) -> dict[str, int]:
     counts = (_LONG * 4)()
     library().gsopt_frame_work(handle, counts)
     return dict(zip(("visible", "pairs", "forward_blocks", "backward_blocks"), counts, strict=True))

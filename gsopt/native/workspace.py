@@ -73,7 +73,7 @@ def _aligned(count: int) -> np.ndarray:
     raw = np.empty(4 * count + _ALIGNMENT, np.uint8)
     first = -raw.ctypes.data % _ALIGNMENT
     # Through a buffer, so that slices of the block refer to it; those of a view refer to what that is of.
-    return np.frombuffer(memoryview(raw)[first : first + 4 * count], np.float32)
+    return np.frombuffer(raw.data[first : first + 4 * count], np.float32)
 
 
 def _slice(block: np.ndarray, shape: Sequence[int], dtype: type) -> np.ndarray:

@@ -6,15 +6,20 @@ into the other. The bits do not depend on the number of threads.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gsopt.native import AdamTensor, check, is_plain, library, pointer
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer as _Base
+else:
+    _Base = object
 
-class _NativeStep:
+
+class _NativeStep(_Base):
     """`step` for a subclass of torch's Adam or AdamW."""
 
     records_nothing = True  # for autograd: nothing of torch touches a parameter
@@ -32,8 +37,8 @@ class _NativeStep:
             if parameter.grad is not None
         ]
         plain = all(is_plain(parameter) and is_plain(parameter.grad) for _, parameter in moving)
-        settings = [_settings(group) for group, _ in moving]
-        if not plain or None in settings:
+        settings = [found for group, _ in moving if (found := _settings(group)) is not None]
+        if not plain or len(settings) < len(moving):
             super().step()
         elif moving:
             check(library().gsopt_adam(len(moving), self._arguments(moving, settings)))
@@ -62,7 +67,7 @@ class _NativeStep:
                 argument.decoupled = decoupled or isinstance(self, torch.optim.AdamW)
             self._known = places, settings, arguments
         for argument, (group, parameter) in zip(arguments, moving, strict=True):
-            argument.gradient = parameter.grad.data_ptr()
+            argument.gradient = parameter.grad.data_ptr()  # type: ignore[union-attr]  # it has one
             argument.lr = group["lr"]  # a number, or a tensor of one
         return arguments
 

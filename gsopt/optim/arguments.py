@@ -18,8 +18,10 @@ _WORDS = {"true": True, "false": False, "none": None}
 class OptimizerFlags(Protocol):
     """What the command line may say about the optimizer of one group."""
 
-    optimizer: str | None
-    optimizer_args: Sequence[str]
+    @property
+    def optimizer(self) -> str | None: ...
+    @property
+    def optimizer_args(self) -> Sequence[str]: ...
 
 
 def parse_arguments(texts: Sequence[str], flag: str = "--optimizer-args") -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _check(
         if name not in known:
             raise InputError(f"{where}: {optimizer} has no such option; choose from {', '.join(known)}")
         check_options(args_flag, cls, {name: options[name]})
-    check_values(args_flag, cls, (inherited or {}) | options)
+    check_values(args_flag, cls, {**(inherited or {}), **options})
 
 
 def _value(text: str, where: str) -> bool | int | float | None:

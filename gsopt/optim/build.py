@@ -92,7 +92,7 @@ def _build_part(name: str, groups: list[dict[str, Any]], native: bool, args: Map
             f"{where}: has no weight decay, but these groups ask for it: {', '.join(decayed)}; "
             "set theirs to 0"
         )
-    options = {"lr": 0.0} | DEFAULTS.get(name, {}) | args
+    options: dict[str, Any] = {"lr": 0.0, **DEFAULTS.get(name, {}), **args}
     if cls is VisibleAdam:
         options = {"fused": native} | options
     elif "fused" in known and not {"fused", "foreach", "differentiable", "capturable"} & set(args):
@@ -104,7 +104,9 @@ def _build_part(name: str, groups: list[dict[str, Any]], native: bool, args: Map
     for position, group in enumerate(groups):
         check_values(f"{where}: {_label(group, position)}", cls, options | group)
     try:
-        return (cls if options.get("differentiable") else light(cls))(groups, **options)
+        if options.get("differentiable"):
+            return cls(groups, **options)
+        return light(cls)(groups, **options)  # type: ignore[arg-type]  # a class has a hash
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{where}: {error}; change the option") from error
 

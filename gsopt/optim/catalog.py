@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def check_values(where: str, cls: type[Optimizer], options: Mapping[str, Any]) -
     known = options_of(cls)
     chosen = {name: value for name, value in options.items() if name in known and name not in HOW}
     try:
-        light(cls)([torch.zeros(1, device="cpu")], **chosen)
+        light(cls)([torch.zeros(1, device="cpu")], **chosen)  # type: ignore[arg-type]  # a class has a hash
     except (ValueError, TypeError) as error:
         raise InputError(f"{where}: {error}; change the option") from error
 
@@ -96,7 +96,7 @@ class _Light:
         if not set_to_none:
             inspect.unwrap(Optimizer.zero_grad)(self, set_to_none)
             return
-        for group in self.param_groups:
+        for group in self.param_groups:  # type: ignore[attr-defined]  # of the Optimizer that it is mixed into
             for parameter in group["params"]:
                 parameter.grad = None
 
@@ -116,7 +116,7 @@ def _quiet(step: Callable[..., Any]) -> Callable[..., Any]:
         hooks = (*_HOOKS, self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks)
         return (with_hooks if any(hooks) else step)(self, *args, **kwargs)
 
-    hooked.hooked = True  # or torch would do the same
+    cast(Any, hooked).hooked = True  # or torch would do the same
     return hooked
 
 

@@ -158,8 +158,9 @@ def _refuse_lbfgs(optimizer: Optimizer) -> None:
 def _part_from(found: Mapping[str, Any], loaded: dict[str, Any]) -> None:
     """Copy the tensors of the file that torch took as they were, as it does unless device or type differ."""
     for key, value in loaded.items():
-        if isinstance(value, Tensor) and value is found.get(key):
-            loaded[key] = value.clone()
+        own = found.get(key)
+        if isinstance(own, Tensor) and value is own:
+            loaded[key] = own.clone()
 
 
 _Side = dict[str, tuple[int, int]]  # name -> index into "state", position of the group in "param_groups"
@@ -180,7 +181,7 @@ def _both_sides(
         unknown = [name for name in names if name not in (saved_names or [])]
         if unknown:
             raise ValueError(f"names: {', '.join(unknown)}: not in the saved state, which has {saved_names}")
-        saved_names = [names.get(name, name) for name in saved_names]
+        saved_names = [names.get(name, name) for name in saved_names or []]
     elif names is not None and saved_names is not None and own_names is None:
         own_names = list(names)
     elif names is not None:

@@ -153,7 +153,7 @@ class VisibleAdam(Optimizer):
                     entries.update(self.adopt_state(parameter, entries))
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        if parameter.grad.is_sparse:
+        if parameter.grad is not None and parameter.grad.is_sparse:
             raise ValueError("VisibleAdam: expected a dense gradient, found a sparse one; name rows instead")
         state = self.state[parameter]
         if not state:
@@ -207,7 +207,7 @@ def update_rows(
         _update(gradient, *tensors, group)
         return
     index = torch.nonzero(rows).flatten()
-    chosen = [tensor[index] for tensor in tensors]
+    chosen = parameter[index], state["exp_avg"][index], state["exp_avg_sq"][index], state["step"][index]
     _update(gradient[index], *chosen, group)
     for tensor, part in zip(tensors, chosen, strict=True):
         tensor[index] = part

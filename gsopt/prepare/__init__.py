@@ -40,7 +40,9 @@ def prepare(config: PrepareConfig, tell: Callable[[str], None] = lambda line: No
         KeyboardInterrupt: with what is done by then.
     """
     config.check()
-    source = photos.fingerprint(config.images) if config.images else frames.video_fingerprint(config.video)
+    source = (
+        frames.video_fingerprint(config.video) if config.video else photos.fingerprint(config.photos_or_video)
+    )
     with opened(config.output) as work:
         done = finished(config.output)
         if done is not None:
@@ -117,13 +119,13 @@ class _Run:
 
     def _frames(self, part: Path) -> dict[str, Any]:
         with _bar("frames", None, "frame") as bar:
-            return frames.take_frames(self.config.video, self.config.frames, part, bar)
+            return frames.take_frames(self.config.photos_or_video, self.config.frames, part, bar)
 
     def _photos(self, part: Path) -> dict[str, Any]:
         folder = self.config.images or self.work.path("frames")
         with _bar("photos", None, "photo") as bar:
             read = photos.read_photos(folder, part, self.threads, bar)
-        photos.check_enough(read, self.config.images or self.config.video)
+        photos.check_enough(read, self.config.photos_or_video)
         return read
 
     def _features(self, part: Path) -> dict[str, Any]:
@@ -146,7 +148,7 @@ class _Run:
         job = {"database": str(database), "output": str(part), "fewest": FEWEST}
         with _bar("models", len(self.names), "photo") as bar:
             found = self._colmap("models", part, bar, job)
-        report.check_models(found, str(self.config.images or self.config.video))
+        report.check_models(found, str(self.config.photos_or_video))
         return found
 
     def _scene(self, part: Path) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def make_copies(scene: Path, names: Sequence[str], threads: int, bar: tqdm) -> N
         for factor in FACTORS:
             path = scene / f"images_{factor}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            size = tuple(max(1, round(side / factor)) for side in image.size)
-            save_photo(path, image.resize(size, Resampling.LANCZOS, reducing_gap=3.0))
+            width, height = (max(1, round(side / factor)) for side in image.size)
+            save_photo(path, image.resize((width, height), Resampling.LANCZOS, reducing_gap=3.0))
         bar.update()
 
     with ThreadPoolExecutor(threads) as pool:

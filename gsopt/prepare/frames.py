@@ -79,6 +79,7 @@ def _decoded(video: Path) -> Iterator[np.ndarray]:
             stderr=complaints,
             start_new_session=True,  # Ctrl-C is for us: we end it
         )
+        assert process.stdout is not None
         try:
             while process.stdout.readline():  # P6
                 width, height = map(int, process.stdout.readline().split())

@@ -133,7 +133,9 @@ def _optics(exif: Any) -> tuple[Any, ...]:
 
 def save_photo(path: Path, image: "Image", quality: int = 95, **more: Any) -> None:
     """As JPEG without loss of resolution in colour, or in the format of the ending."""
-    options = {"quality": quality, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
+    options: dict[str, Any] = (
+        {"quality": quality, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
+    )
     image.save(path, **options, **more)
 
 

@@ -46,6 +46,8 @@ def run_colmap(
             text=True,
             encoding="utf-8",
         )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
@@ -70,6 +72,7 @@ def _listen(process: subprocess.Popen, progress: Callable, count: Callable | Non
     lines: queue.SimpleQueue = queue.SimpleQueue()
 
     def read() -> None:
+        assert process.stdout is not None
         for line in process.stdout:
             lines.put(json.loads(line))
         lines.put(None)

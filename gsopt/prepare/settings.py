@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from gsopt.errors import InputError
+from gsopt.settings import LATER, Needed
 
 FEWEST = 3  # photos: a model of two has no redundancy that could show it wrong
 
@@ -19,7 +20,7 @@ class PrepareConfig:
     """Folder of photos, with its subfolders."""
     video: Path | None = None
     """A video instead, of which frames are taken; pip install "gsopt[video]"."""
-    output: Path | None = None
+    output: Needed[Path] = LATER
     """Folder to make the scene in; a second call with the same settings goes on where the first was ended."""
     frames: int = 150
     """Frames to take of a video: the sharpest of as many stretches of equal length."""
@@ -41,6 +42,13 @@ class PrepareConfig:
     """Of everything random."""
     threads: int | None = None
     """Processors to use; default: all there are."""
+
+    @property
+    def photos_or_video(self) -> Path:
+        """What the scene is made of: the folder, or the file; one of both is given."""
+        given = self.images or self.video
+        assert given is not None
+        return given
 
     def check(self) -> None:
         """Raise InputError, naming the flag, for values that cannot be used."""

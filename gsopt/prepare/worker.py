@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,12 +38,19 @@ def features(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
     pycolmap.Database.open(job["database"]).close()  # makes it
     for names in job["groups"]:  # first, so that ids do not depend on which thread is done when
         pycolmap.import_images(
-            **{"database_path": job["database"], "image_path": job["photos"], "image_names": names},
-            **{"camera_mode": pycolmap.CameraMode.SINGLE, "options": reader},
+            database_path=job["database"],
+            image_path=job["photos"],
+            image_names=names,
+            camera_mode=pycolmap.CameraMode.SINGLE,
+            options=reader,
         )
     pycolmap.extract_features(
-        **{"database_path": job["database"], "image_path": job["photos"], "image_names": job["names"]},
-        **{"reader_options": reader, "extraction_options": options, "device": pycolmap.Device.cpu},
+        database_path=job["database"],
+        image_path=job["photos"],
+        image_names=job["names"],
+        reader_options=reader,
+        extraction_options=options,
+        device=pycolmap.Device.cpu,
     )
     return {}
 
@@ -56,10 +64,15 @@ def matches(job: dict[str, Any], out: TextIO) -> dict[str, Any]:
     options.num_threads = job["threads"]
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = job["seed"]
-    match = {"exhaustive": pycolmap.match_exhaustive, "sequential": pycolmap.match_sequential}
+    match: dict[str, Callable] = {
+        "exhaustive": pycolmap.match_exhaustive,
+        "sequential": pycolmap.match_sequential,
+    }
     match[job["matching"]](
-        **{"database_path": job["database"], "matching_options": options},
-        **{"verification_options": verification, "device": pycolmap.Device.cpu},
+        database_path=job["database"],
+        matching_options=options,
+        verification_options=verification,
+        device=pycolmap.Device.cpu,
     )
     return {}
 
@@ -98,7 +111,7 @@ def _mapped(job: dict[str, Any], inliers: int, out: TextIO) -> list[dict[str, An
     options.random_seed = job["seed"]
     options.min_model_size = job["fewest"]
     options.mapper.abs_pose_min_num_inliers = inliers
-    placed = Counter()
+    placed: Counter[str] = Counter()
 
     def count() -> None:
         placed["photos"] += 1
@@ -107,8 +120,11 @@ def _mapped(job: dict[str, Any], inliers: int, out: TextIO) -> list[dict[str, An
     output = Path(job["output"]) / str(inliers)
     output.mkdir()
     pycolmap.incremental_mapping(
-        **{"database_path": job["database"], "image_path": job["photos"], "output_path": output},
-        **{"options": options, "next_image_callback": count},
+        database_path=job["database"],
+        image_path=job["photos"],
+        output_path=output,
+        options=options,
+        next_image_callback=count,
     )
     folders = sorted(output.iterdir(), key=lambda path: int(path.name))
     found = [_described(pycolmap.Reconstruction(path), f"{output.name}/{path.name}") for path in folders]
@@ -142,7 +158,7 @@ def _described(model: Any, folder: str) -> dict[str, Any]:
 def _statistics(database: Any) -> dict[str, dict[str, int]]:
     """Of each photo: how many features it has, and with how many other photos they agree."""
     images = {image.image_id: image.name for image in database.read_all_images()}
-    pairs = Counter()
+    pairs: Counter[int] = Counter()
     for number, geometry in zip(*database.read_two_view_geometries(), strict=True):
         if len(geometry.inlier_matches):
             import pycolmap

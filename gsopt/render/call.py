@@ -80,7 +80,7 @@ class RenderCall:
     @property
     def num_channels(self) -> int:
         """Channels of a Gaussian's colour, without depth."""
-        return self.colors.shape[-1] if self.sh_degree is None else 3
+        return self.plain_colors.shape[-1] if self.sh_degree is None else 3
 
     @property
     def tile_width(self) -> int:
@@ -115,6 +115,12 @@ class RenderCall:
             return self
         scales = None if self.scales is None else self.scales.exp()
         return replace(self, scales=scales, opacities=self.opacities.flatten().sigmoid(), raw=False)
+
+    @property
+    def plain_colors(self) -> Tensor:
+        """Colours without harmonics, or of harmonics in one tensor."""
+        assert isinstance(self.colors, Tensor)
+        return self.colors
 
     @property
     def sh_parts(self) -> tuple[Tensor, Tensor]:

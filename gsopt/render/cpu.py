@@ -45,7 +45,8 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, RenderInfo]:
     if not activates:
         opacities = _per_camera(call, call.opacities)
     if colors is None:
-        colors = call.colors if call.colors.ndim == 3 else _per_camera(call, call.colors)
+        plain = call.plain_colors
+        colors = plain if plain.ndim == 3 else _per_camera(call, plain)
     rows = (radii > 0).all(-1).nonzero(as_tuple=True) if call.packed else None
     info = _info(call, rows, radii, means2d, depths, covars2d, opacities)
     if rows is not None and torch.is_grad_enabled():  # the gradient comes back through the public tensor

@@ -43,7 +43,10 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
     if call.packed:  # gsplat 1.5.3 refuses backgrounds of any shape then
         arguments["backgrounds"] = None
     found = gsplat.rasterization(**arguments)
-    return found if behind is None else (_over(*found[:2], behind), *found[1:])
+    if behind is None:
+        return found
+    images, alphas, info = found
+    return _over(images, alphas, behind), alphas, info
 
 
 def _over(images: Tensor, alphas: Tensor, backgrounds: Tensor) -> Tensor:

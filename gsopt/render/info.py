@@ -2,13 +2,16 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gsopt.native import SplatRows
 from gsopt.render.call import RenderCall
+
+if TYPE_CHECKING:
+    from _collections_abc import dict_items, dict_keys, dict_values
 
 _TILES = ("tile_width", "tile_height")  # in a row and in a column
 
@@ -69,19 +72,19 @@ class RenderInfo(dict):
     def __len__(self) -> int:
         return super(RenderInfo, self._complete()).__len__()
 
-    def keys(self):
+    def keys(self) -> "dict_keys[Any, Any]":
         return super(RenderInfo, self._complete()).keys()
 
-    def values(self):
+    def values(self) -> "dict_values[Any, Any]":
         return super(RenderInfo, self._complete()).values()
 
-    def items(self):
+    def items(self) -> "dict_items[Any, Any]":
         return super(RenderInfo, self._complete()).items()
 
     def copy(self) -> dict[str, Any]:
         return dict(self.items())
 
-    def __or__(self, other: dict[str, Any]) -> dict[str, Any]:
+    def __or__(self, other: dict[Any, Any]) -> dict[Any, Any]:
         return self.copy() | other
 
     def pop(self, key: str, *default: Any) -> Any:

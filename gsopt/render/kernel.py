@@ -6,7 +6,7 @@ Each takes all cameras of a call and loops over them; the kernel renders one at 
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Watch:
         """absgrad: [C, N, 2]"""
         tensor = self._tensor()
         if tensor is not None:
-            tensor.absgrad = absgrad if self._rows is None else absgrad[self._rows]
+            cast(Any, tensor).absgrad = absgrad if self._rows is None else absgrad[self._rows]
 
 
 class Anchor(torch.autograd.Function):
@@ -89,7 +89,7 @@ class Splat(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         shape = (call.num_cameras, call.num_gaussians)
         inputs = [tensor.contiguous() for tensor in (means, quats, scales, opacities)]
-        harmonics = [] if first is None else [first.contiguous(), others.contiguous()]
+        harmonics = [tensor.contiguous() for tensor in (first, others) if tensor is not None]
         means2d = workspace.empty("means2d", (*shape, 2))
         covars2d = workspace.empty("covars2d", (*shape, 3))
         depths = workspace.empty("depths", shape)
@@ -123,7 +123,7 @@ class Splat(torch.autograd.Function):
             gaussians = _project_backward(ctx, saved, grads, c, v_camera)
             coefficients.append(_harmonics_backward(ctx, saved, grads[4], c, gaussians[0], v_camera))
             total = [_add(a, b) for a, b in zip(total, gaussians, strict=True)]
-            if v_viewmats is not None:
+            if v_viewmats is not None and v_camera is not None:
                 v_viewmats[c, :3, :3] = v_camera[:9].view(3, 3)
                 v_viewmats[c, :3, 3] = v_camera[9:]
         joined = (_join(of_cameras, shared) for of_cameras in zip(*coefficients, strict=True))
@@ -210,10 +210,11 @@ def _harmonics_backward(
 
 def _sizes(call: RenderCall, harmonics: Sequence[Tensor]) -> tuple[int, int, int]:
     """Gaussians, degree in use, and bands above the first that there are."""
+    assert call.sh_degree is not None
     return call.num_gaussians, call.sh_degree, harmonics[1].shape[-2]
 
 
-def _of_camera(harmonics: Sequence[Tensor], camera: int) -> Iterator[int]:
+def _of_camera(harmonics: Sequence[Tensor], camera: int) -> Iterator[int | None]:
     """Addresses of the camera's own coefficients, or of those that all share. [N, K, 3]"""
     return (pointer(tensor, camera if tensor.ndim == 4 else 0) for tensor in harmonics)
 
@@ -225,9 +226,10 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 def _join(gradients: Sequence[Tensor | None], shared: bool) -> Tensor | None:
     """Of all cameras' coefficients: summed where they are shared, else one after another."""
-    if gradients[0] is None:
+    found = [gradient for gradient in gradients if gradient is not None]
+    if not found:
         return None
-    return reduce(_add, gradients) if shared else torch.stack(list(gradients))
+    return reduce(Tensor.add_, found) if shared else torch.stack(found)
 
 
 class Rasterize(torch.autograd.Function):
@@ -276,7 +278,7 @@ class Rasterize(torch.autograd.Function):
         v_images = v_images.contiguous()
         v_alphas = None if v_alphas is None else v_alphas.contiguous()
         _, _, _, _, _, geometry, opacity, color, behind = ctx.needs_input_grad
-        outputs = (
+        outputs = tuple(
             workspace.empty(name, (*shape, *size)) if wanted else None
             for name, size, wanted in (
                 ("v_means2d", (2,), geometry or ctx.watch.asks_gradient()),
@@ -286,7 +288,7 @@ class Rasterize(torch.autograd.Function):
                 ("v_splat_opacities", (), opacity),
             )
         )
-        v_means2d, v_absolute, v_covars2d, v_values, v_opacities = outputs = tuple(outputs)
+        v_means2d, v_absolute, v_covars2d, v_values, v_opacities = outputs
         for c, frame in enumerate(ctx.frames):
             if ctx.colors_change:
                 check(library().gsopt_set_colors(frame.handle, channels, pointer(values, c)))

@@ -6,7 +6,7 @@ The twin that the fast backends are compared with. Three steps that can be calle
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,10 +48,10 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
     camera_ids, gaussian_ids = splats.camera_ids, splats.gaussian_ids
     if call.sh_degree is not None:
         colors = colors_from_sh(call, camera_ids, gaussian_ids)  # [M, 3]
-    elif call.colors.ndim == 2:
-        colors = call.colors[gaussian_ids]  # [M, D]
+    elif call.plain_colors.ndim == 2:
+        colors = call.plain_colors[gaussian_ids]  # [M, D]
     else:
-        colors = call.colors[camera_ids, gaussian_ids]  # [M, D]
+        colors = call.plain_colors[camera_ids, gaussian_ids]  # [M, D]
 
     if call.packed:
         info = render_info(
@@ -174,6 +174,8 @@ def slope_limits(focal: Tensor, center: Tensor, size: int) -> tuple[Tensor, Tens
 def _world_covars(call: RenderCall, gaussian_ids: Tensor) -> Tensor:
     """Covariances in world units squared. [M, 3, 3]"""
     if call.covars is None:
+        assert call.quats is not None
+        assert call.scales is not None
         return quat_scale_to_covar(call.quats[gaussian_ids], call.scales[gaussian_ids])
     upper = call.covars[gaussian_ids].triu()
     return upper + upper.triu(1).transpose(-1, -2)
@@ -206,13 +208,15 @@ def _visible_radii(
         & (means2d + radii > 0).all(-1)
         & (means2d - radii < size).all(-1)
     )
-    if call.covars is None:  # a quaternion of zeros is no rotation; in gsplat's kernels it turns into NaN
+    if call.quats is not None and call.covars is None:
+        # A quaternion of zeros is no rotation; in gsplat's kernels it turns into NaN.
         visible &= call.quats[gaussian_ids].any(-1)
     return torch.where(visible[:, None], radii, 0).int()
 
 
 def colors_from_sh(call: RenderCall, camera_ids: Tensor, gaussian_ids: Tensor) -> Tensor:
     """Colours of Gaussians as the cameras see them: harmonics plus 0.5, at least 0. [M, 3]"""
+    assert call.sh_degree is not None
     first, others = call.sh_parts
     others = others[..., : num_sh_bases(call.sh_degree) - 1, :]
     rows = (gaussian_ids,) if first.ndim == 3 else (camera_ids, gaussian_ids)
@@ -304,7 +308,7 @@ def _per_pixel(means2d: Tensor, flatten_ids: Tensor, n_pixels: int, absgrad: boo
 
     def add_up(grad: Tensor) -> None:
         flat = torch.zeros_like(means2d, requires_grad=False).reshape(-1, 2)
-        means2d.absgrad = flat.index_add(0, flatten_ids, grad.abs().sum(1)).view_as(means2d)
+        cast(Any, means2d).absgrad = flat.index_add(0, flatten_ids, grad.abs().sum(1)).view_as(means2d)
 
     centers.register_hook(add_up)
     return centers

@@ -1,7 +1,7 @@
 """The part of `info` that is about the first rows, where several models were rendered as one."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class FirstRows(Tensor):
     computed with it is a plain tensor.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch says to
     whole: Tensor
     count: int
     kept: Tensor | None = None  # the gradient, where somebody else, such as a hook, has put it
@@ -71,4 +71,4 @@ class FirstRows(Tensor):
     @property
     def absgrad(self) -> Tensor:
         """[C, count, 2], of a call with ``absgrad=True``, after the backward pass."""
-        return self.whole.absgrad[:, : self.count]
+        return cast(Any, self.whole).absgrad[:, : self.count]

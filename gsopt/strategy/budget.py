@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gsopt import surgery
 from gsopt.errors import InputError
-from gsopt.schedules import resolve_steps, scaled
+from gsopt.schedules import Steps, resolve_steps, scaled
 from gsopt.strategy.growth import (
     allowed,
     check_limit,
@@ -24,6 +24,9 @@ from gsopt.strategy.growth import (
 )
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 from gsopt.strategy.statistics import ViewStatistics
+
+if TYPE_CHECKING:
+    from gsopt.model import GaussianModel
 
 
 @dataclass
@@ -60,11 +63,11 @@ class BudgetStrategy(Strategy):
     """Up to this largest scale Gaussians are cloned, above split. Scene extents."""
     prune_opa: float = 0.005
     """Gaussians with an opacity below are pruned."""
-    refine_start_iter: int | None = scaled(500)
+    refine_start_iter: Steps = scaled(500)
     """Rows change after this step. Scaled."""
-    refine_stop_iter: int | None = scaled(15_000)
+    refine_stop_iter: Steps = scaled(15_000)
     """Rows change before this step. Scaled."""
-    refine_every: int | None = scaled(100, at_least=100)
+    refine_every: Steps = scaled(100, at_least=100)
     """Steps between changes of rows. Scaled, at least 100: fewer views make the mean gradient a lottery."""
     absgrad: bool = False
     """Sum absolute gradients over the pixels (AbsGS, Ye et al. 2024)."""
@@ -81,7 +84,7 @@ class BudgetStrategy(Strategy):
             found = replace(found, pixels_per_gaussian=fitted_pixels(iterations))
         return found
 
-    def plan(self, model: nn.Module) -> str:
+    def plan(self, model: "GaussianModel") -> str:
         start = len(model.xyz) if self._start is None else self._start
         end = self.target(self.refine_stop_iter, start)
         return f"{start:,} to {end:,} Gaussians by iteration {self._last():,}" if end > start else ""
@@ -90,7 +93,7 @@ class BudgetStrategy(Strategy):
         """On the curve."""
         return max(count, self.target(step, count if self._start is None else self._start))
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: "GaussianModel") -> None:
         check_resolved(self)
         check_positive("--budget", self, "refine_every")
         check_limit(self.max_gaussians, model)
@@ -123,13 +126,13 @@ class BudgetStrategy(Strategy):
         check_resolved(self)
         return step < self.refine_stop_iter
 
-    def observe(self, model: nn.Module, info: Mapping[str, Any], step: int) -> None:
+    def observe(self, model: "GaussianModel", info: Mapping[str, Any], step: int) -> None:
         """Add this step's gradients and visibility to the statistics. Raises as `ViewStatistics.add`."""
         if self.needs_grad2d(step):
             self._statistics.add(info, self.absgrad)
 
     def refine(
-        self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
+        self, model: "GaussianModel", optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Prune and grow to the curve if it is due after this step."""
         check_resolved(self)
@@ -159,7 +162,7 @@ class BudgetStrategy(Strategy):
 
     @torch.no_grad()
     def _prune_and_grow(
-        self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
+        self, model: "GaussianModel", optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Both in one move of the rows."""
         score = self._statistics.mean_gradient(len(model.xyz), model.xyz.device)  # [N]
@@ -170,6 +173,7 @@ class BudgetStrategy(Strategy):
         able = (score > 0) & ~faint
         clone, split = allowed(model, able & small, able & ~small)
         pruned = int(faint.sum())
+        assert self._start is not None  # since `refine`
         room = self.target(step, self._start) - (len(score) - pruned)
         clone, split = fit_in(clone, split, score, room)
         sources, new = children(model, clone, split, generator, self.revised_opacity)

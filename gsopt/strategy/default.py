@@ -3,18 +3,21 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gsopt import surgery
 from gsopt.errors import InputError
-from gsopt.schedules import resolve_steps, scaled
+from gsopt.schedules import Steps, resolve_steps, scaled
 from gsopt.strategy.growth import allowed, check_limit, check_positive, check_resolved, children, fit_in
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 from gsopt.strategy.statistics import ViewStatistics
+
+if TYPE_CHECKING:
+    from gsopt.model import GaussianModel
 
 
 @dataclass
@@ -54,17 +57,17 @@ class DefaultStrategy(Strategy):
     """Gaussians with a largest scale above are pruned, once opacities have been reset. Scene extents."""
     prune_scale2d: float = 0.15
     """Gaussians with a screen radius above are pruned, once opacities were reset. Longest image sides."""
-    refine_scale2d_stop_iter: int | None = scaled(0)
+    refine_scale2d_stop_iter: Steps = scaled(0)
     """Screen radii count before this step; 0, as in the original code, is never."""
-    refine_start_iter: int | None = scaled(500)
+    refine_start_iter: Steps = scaled(500)
     """Rows change after this step. Scaled."""
-    refine_stop_iter: int | None = scaled(15_000)
+    refine_stop_iter: Steps = scaled(15_000)
     """Rows change before this step. Scaled."""
-    reset_every: int | None = scaled(3_000, at_least=1_000)
+    reset_every: Steps = scaled(3_000, at_least=1_000)
     """Steps between resets of opacity. Scaled, at least 1,000: a model needs hundreds to recover."""
-    refine_every: int | None = scaled(100, at_least=100)
+    refine_every: Steps = scaled(100, at_least=100)
     """Steps between changes of rows. Scaled, at least 100: fewer views make the mean gradient a lottery."""
-    pause_refine_after_reset: int | None = scaled(0)
+    pause_refine_after_reset: Steps = scaled(0)
     """Steps after a reset without changes of rows. Scaled."""
     absgrad: bool = False
     """Sum absolute gradients over the pixels (AbsGS, Ye et al. 2024); then raise grow_grad2d to 0.0008."""
@@ -79,7 +82,7 @@ class DefaultStrategy(Strategy):
     def resolve(self, iterations: int) -> Self:
         return resolve_steps(self, iterations)
 
-    def plan(self, model: nn.Module) -> str:
+    def plan(self, model: "GaussianModel") -> str:
         return "" if self.max_gaussians is None else f"at most {self.max_gaussians:,} Gaussians"
 
     def forecast(self, now: int, count: int, step: int, growth: float) -> float:
@@ -91,7 +94,7 @@ class DefaultStrategy(Strategy):
         found = count + max(growth, 0) * slowing * -math.expm1(-steps / slowing)
         return found if self.max_gaussians is None else min(found, max(self.max_gaussians, count))
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: "GaussianModel") -> None:
         check_resolved(self)
         check_positive("--densify", self, "refine_every", "reset_every")
         check_limit(self.max_gaussians, model)
@@ -105,7 +108,7 @@ class DefaultStrategy(Strategy):
         check_resolved(self)
         return step < self.refine_stop_iter
 
-    def observe(self, model: nn.Module, info: Mapping[str, Any], step: int) -> None:
+    def observe(self, model: "GaussianModel", info: Mapping[str, Any], step: int) -> None:
         """Add this step's gradients, visibility and radii to the statistics.
 
         Raises:
@@ -116,7 +119,7 @@ class DefaultStrategy(Strategy):
         self._statistics.add(info, self.absgrad, screen_size=bool(self.refine_scale2d_stop_iter))
 
     def refine(
-        self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
+        self, model: "GaussianModel", optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Grow and prune, then reset opacities, each if it is due after this step."""
         check_resolved(self)
@@ -137,7 +140,7 @@ class DefaultStrategy(Strategy):
         return done
 
     @torch.no_grad()
-    def _reset(self, model: nn.Module, optimizer: Optimizer | None) -> None:
+    def _reset(self, model: "GaussianModel", optimizer: Optimizer | None) -> None:
         """Lower opacities to twice that at which a Gaussian is pruned."""
         limit, rows = _logit(2 * self.prune_opa), movable(model)
         opacity = model.opacity if rows is None else model.opacity[rows]
@@ -151,7 +154,7 @@ class DefaultStrategy(Strategy):
 
     @torch.no_grad()
     def _grow_and_prune(
-        self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
+        self, model: "GaussianModel", optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Clone and split, then prune old and new rows alike, in one move of the rows."""
         statistics = self._statistics.of(model.xyz.shape[0], model.xyz.device)
@@ -170,7 +173,9 @@ class DefaultStrategy(Strategy):
             surgery.resize(model, row_names(model), optimizer, kept, added)
         return Refinement(cloned=int(clone.sum()), split=int(split.sum()), pruned=pruned, score=score)
 
-    def _growing(self, model: nn.Module, score: Tensor, radii: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _growing(
+        self, model: "GaussianModel", score: Tensor, radii: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
         """Masks of the Gaussians to clone and of those to split. [N], [N]"""
         high = score > self.grow_grad2d
         small = model.scaling.amax(dim=1).exp() <= self.grow_scale3d * self.scene_scale

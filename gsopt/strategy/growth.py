@@ -3,15 +3,18 @@
 import math
 from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsopt.errors import InputError
 from gsopt.geometry import quat_to_rotmat
 from gsopt.schedules import fitted
 from gsopt.strategy.protocol import movable, row_names
+
+if TYPE_CHECKING:
+    from gsopt.model import GaussianModel
 
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of both halves, divided by this
 PIXELS_PER_GAUSSIAN = 65  # 195 colour values are seen for the 59 numbers of a Gaussian
@@ -20,7 +23,11 @@ Rows = dict[str, Tensor]  # new rows of each per-Gaussian parameter, by name
 
 
 def children(
-    model: nn.Module, clone: Tensor, split: Tensor, generator: torch.Generator, revised_opacity: bool = False
+    model: "GaussianModel",
+    clone: Tensor,
+    split: Tensor,
+    generator: torch.Generator,
+    revised_opacity: bool = False,
 ) -> tuple[Tensor, Rows]:
     """A copy of each Gaussian to clone, then all first and then all second halves of those to split.
 
@@ -51,7 +58,7 @@ def children(
     return sources, new
 
 
-def allowed(model: nn.Module, clone: Tensor, split: Tensor) -> tuple[Tensor, Tensor]:
+def allowed(model: "GaussianModel", clone: Tensor, split: Tensor) -> tuple[Tensor, Tensor]:
     """What is left of masks of Gaussians to clone and to split with what is frozen and locked. [N], [N]
 
     A split that would move a frozen xyz or scaling does not happen.
@@ -81,7 +88,7 @@ def fit_in(clone: Tensor, split: Tensor, score: Tensor, room: int) -> tuple[Tens
 
 def check_resolved(strategy: Any) -> None:
     """Raise ValueError where a dataclass has settings that await the length of the run."""
-    names = _scaled_fields(type(strategy))
+    names = _scaled_fields(type(strategy))  # type: ignore[arg-type]  # a class has a hash
     if None not in map(vars(strategy).get, names):  # asked several times a step
         return
     if awaiting := [name for name in names if getattr(strategy, name) is None]:
@@ -105,7 +112,7 @@ def check_positive(flag: str, strategy: Any, *names: str) -> None:
             )
 
 
-def check_limit(limit: int | None, model: nn.Module) -> None:
+def check_limit(limit: int | None, model: "GaussianModel") -> None:
     """Raise InputError where there are more Gaussians than a limit that was given."""
     count = model.xyz.shape[0]
     if limit is not None and limit < count:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gsopt import surgery
 from gsopt.errors import InputError
-from gsopt.schedules import REFERENCE_ITERATIONS, resolve_steps, scaled
+from gsopt.schedules import REFERENCE_ITERATIONS, Steps, resolve_steps, scaled
 from gsopt.strategy.growth import (
     Rows,
     check_limit,
@@ -25,6 +25,9 @@ from gsopt.strategy.growth import (
 )
 from gsopt.strategy.noise import perturb, rows_below, turned
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
+
+if TYPE_CHECKING:
+    from gsopt.model import GaussianModel
 
 GROWTH = 1.05  # Kheradmand et al. 2024, section 4: most Gaussians after 100 of 30,000 steps, by those before
 MOST_SHARES = 51  # as in the authors' code: Gaussians that one is replaced by, at most
@@ -75,11 +78,11 @@ class MCMCStrategy(Strategy):
     iterations more, by the fourth root of 7,000 / iterations."""
     noise_lr: float = 5e5
     """The noise is this times the learning rate of xyz times the covariance; 0 for none."""
-    refine_start_iter: int | None = scaled(500)
+    refine_start_iter: Steps = scaled(500)
     """Gaussians are relocated and added after this step. Scaled."""
-    refine_stop_iter: int | None = scaled(25_000)
+    refine_stop_iter: Steps = scaled(25_000)
     """Gaussians are relocated and added before this step. Scaled."""
-    refine_every: int | None = scaled(100, at_least=100)
+    refine_every: Steps = scaled(100, at_least=100)
     """Steps between refinements. Scaled, at least 100."""
     growth: float | None = None
     """Most Gaussians after a refinement, by those before; default 1.05 in 100 steps, scaled, at least 20."""
@@ -104,13 +107,13 @@ class MCMCStrategy(Strategy):
         return found
 
     @torch.no_grad()
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: "GaussianModel") -> None:
         """Make what is not frozen or locked as opaque as `init_opacity` says."""
         if model.opacity.requires_grad:
             rows = movable(model)
             model.opacity[slice(None) if rows is None else rows] = _logit(self.init_opacity)
 
-    def plan(self, model: nn.Module) -> str:
+    def plan(self, model: "GaussianModel") -> str:
         limit = default_limit(self)
         return "" if limit is None else f"at most {max(limit, len(model.xyz)):,} Gaussians"
 
@@ -124,7 +127,7 @@ class MCMCStrategy(Strategy):
             log = min(log, math.log(max(limit, count)))
         return max(count, math.exp(min(log, math.log(sys.maxsize))))
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: "GaussianModel") -> None:
         check_resolved(self)
         check_positive("--mcmc", self, "refine_every")
         check_limit(self.max_gaussians, model)
@@ -138,7 +141,7 @@ class MCMCStrategy(Strategy):
         if self.growth is not None and self.growth < 1:
             raise InputError(f"growth: expected 1 or more, found {self.growth}; raise --mcmc.growth")
 
-    def regularization(self, model: nn.Module) -> Mapping[str, Tensor]:
+    def regularization(self, model: "GaussianModel") -> Mapping[str, Tensor]:
         """Terms "opacity_reg" and "scale_reg": what is not needed fades and shrinks (eq. 10)."""
         terms = {}
         if self.opacity_reg and model.opacity.requires_grad:
@@ -149,7 +152,7 @@ class MCMCStrategy(Strategy):
 
     @torch.no_grad()
     def refine(
-        self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
+        self, model: "GaussianModel", optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Relocate and add if it is due after this step, then move positions."""
         check_resolved(self)
@@ -161,7 +164,7 @@ class MCMCStrategy(Strategy):
         return done
 
     def _relocate_and_add(
-        self, model: nn.Module, optimizer: Optimizer | None, generator: torch.Generator
+        self, model: "GaussianModel", optimizer: Optimizer | None, generator: torch.Generator
     ) -> Refinement:
         """Both in one move of the rows: the dead go, and their number and the new come as copies."""
         before = model.opacity.detach().squeeze(-1).sigmoid()  # [N]
@@ -194,7 +197,7 @@ class MCMCStrategy(Strategy):
             surgery.resize(model, row_names(model), optimizer, ~dead, new)
         return Refinement(relocated=int(dead.sum()), added=added, score=before)
 
-    def _spread(self, model: nn.Module, new: Rows, generator: torch.Generator) -> None:
+    def _spread(self, model: "GaussianModel", new: Rows, generator: torch.Generator) -> None:
         """Move copies to random places of their Gaussians: in one and the same place, with equal gradients
         and moments, they would stay together for good."""
         if not (self.spread and model.xyz.requires_grad):
@@ -203,7 +206,7 @@ class MCMCStrategy(Strategy):
         new["xyz"] += turned(new["rotation"], self.spread * new["scaling"].exp() * draws)
 
     def _share(
-        self, model: nn.Module, opacity: Tensor, scaling: Tensor, chosen: Tensor
+        self, model: "GaussianModel", opacity: Tensor, scaling: Tensor, chosen: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Raw opacities [M, 1] and scales [M, 3] where the `chosen` rows share theirs with their copies."""
         if not (len(chosen) and model.opacity.requires_grad):
@@ -219,7 +222,7 @@ class MCMCStrategy(Strategy):
 
     def _overwrite_sources(
         self,
-        model: nn.Module,
+        model: "GaussianModel",
         optimizer: Optimizer | None,
         rows: Tensor,
         shared: dict[str, Tensor],
@@ -239,14 +242,16 @@ class MCMCStrategy(Strategy):
             if len(places) and values:
                 surgery.overwrite(model, optimizer, values, places)
 
-    def _perturb(self, model: nn.Module, optimizer: Optimizer | None, generator: torch.Generator) -> None:
+    def _perturb(
+        self, model: "GaussianModel", optimizer: Optimizer | None, generator: torch.Generator
+    ) -> None:
         """Add noise to positions (eq. 8): the fainter a Gaussian, the more, along its own shape."""
         rate = _learning_rate(optimizer, model.xyz)
         if not (rate and self.noise_lr and model.xyz.requires_grad):
             return
         rows = rows_below(model.opacity.detach(), _logit(NOISE_UP_TO), movable(model))
         draws = torch.randn(len(rows), 3, generator=generator, device="cpu").to(model.xyz, non_blocking=True)
-        shape = (getattr(model, name).detach() for name in ("opacity", "rotation", "scaling"))
+        shape = model.opacity.detach(), model.rotation.detach(), model.scaling.detach()
         strength = math.sqrt(NOISE_EVERY) * rate * self.noise_lr / self.scene_scale**2
         perturb(model.xyz.detach(), rows, draws, *shape, strength)
 

@@ -20,11 +20,14 @@ are those of the original 3DGS, whose iterations count from 1 as well.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from gsopt.model import GaussianModel
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Strategy:
     their attributes are locked: it neither clones, splits, prunes, resets, moves nor perturbs them.
     """
 
-    def regularization(self, model: nn.Module) -> Mapping[str, Tensor]:
+    def regularization(self, model: "GaussianModel") -> Mapping[str, Tensor]:
         """Terms that this strategy adds to the loss, each [] and differentiable in what trains of `model`."""
         return {}
 
@@ -74,7 +77,7 @@ class Strategy:
         """A copy for a run of this many iterations, with the settings that scale with it as numbers."""
         return self
 
-    def plan(self, model: nn.Module) -> str:
+    def plan(self, model: "GaussianModel") -> str:
         """How many Gaussians there will be, told before a run: "at most 9,000 Gaussians"; "" where open."""
         return ""
 
@@ -88,17 +91,17 @@ class Strategy:
         """
         return count
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: "GaussianModel") -> None:
         """Raise InputError if this strategy cannot work with this model and these settings."""
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: "GaussianModel") -> None:
         """Prepare a model that was made from points, before its first step."""
 
     def needs_grad2d(self, step: int) -> bool:
         """Whether `observe(step)` needs the gradient of `info["means2d"]`, which is kept on request only."""
         return False
 
-    def observe(self, model: nn.Module, info: Mapping[str, Any], step: int) -> None:
+    def observe(self, model: "GaussianModel", info: Mapping[str, Any], step: int) -> None:
         """Gather statistics after the backward pass of a step.
 
         Args:
@@ -108,7 +111,7 @@ class Strategy:
         """
 
     def refine(
-        self, model: nn.Module, optimizer: Optimizer | None, step: int, generator: torch.Generator
+        self, model: "GaussianModel", optimizer: Optimizer | None, step: int, generator: torch.Generator
     ) -> Refinement:
         """Change the rows of `model` and of the optimizer's state after `optimizer.step()` of a step.
 
@@ -134,12 +137,12 @@ class Strategy:
             raise ValueError(f"{type(self).__name__} keeps no state, found {', '.join(state)}")
 
 
-def movable(model: nn.Module) -> Tensor | None:
+def movable(model: "GaussianModel") -> Tensor | None:
     """Which Gaussians a strategy may change, copy or remove: those not locked. [N] bool; None is all."""
     locked = getattr(model, "locked", None)
     return ~locked if isinstance(locked, Tensor) else None
 
 
-def row_names(model: nn.Module) -> tuple[str, ...]:
+def row_names(model: "GaussianModel") -> tuple[str, ...]:
     """Names of the parameters with one row per Gaussian: all that are the model's own, not a part's."""
     return tuple(name for name, _ in model.named_parameters(recurse=False))

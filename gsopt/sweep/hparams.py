@@ -15,7 +15,8 @@ def choices(results: Sequence[Result]) -> dict[str, list[str | float]]:
     for axis in results[0].run.configuration.choices:
         texts = [result.run.configuration.choices[axis] for result in results]
         numbers = [_number(text) for text in texts]
-        found[axis] = texts if None in numbers else numbers
+        all_numbers = [number for number in numbers if number is not None]
+        found[axis] = [*all_numbers] if len(all_numbers) == len(texts) else [*texts]
     return found | {"seed": [float(result.run.seed) for result in results]}
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,11 +45,11 @@ class Box:
             "/box",
             scale=max(self.size) / 2,
             disable_rotations=True,
-            position=tuple(self.center),
+            position=np.asarray(self.center),
             visible=False,
         )
         self._shape = server.scene.add_box(
-            "/box/shape", color=COLOR, dimensions=tuple(self.size), wireframe=True, visible=False
+            "/box/shape", color=COLOR, dimensions=np.asarray(self.size), wireframe=True, visible=False
         )
         self.shown.on_update(lambda _: self.set_visible(self.shown.value))
         self._gizmo.on_update(lambda _: self._moved())
@@ -71,7 +72,8 @@ class Box:
 
     def _sized(self) -> None:
         self.size = [10**slider.value for slider in self._sliders]
-        self._shape.dimensions = tuple(self.size)
+        x, y, z = self.size
+        self._shape.dimensions = (x, y, z)
 
 
 def bounds_of(xyz: Tensor) -> tuple[list[float], list[float]]:

@@ -94,7 +94,7 @@ class Frusta:
         aspect = client.camera.image_width / max(1, client.camera.image_height)
         pose = pose_of(camera, aspect)
         with client.atomic():
-            client.camera.up_direction = (-camera.viewmat[1, :3]).tolist()  # y is down
+            client.camera.up_direction = (-camera.viewmat[1, :3]).cpu().numpy()  # y is down
             client.camera.position = pose.position
             client.camera.look_at = target_of(camera, self.points, self.extent)
             client.camera.fov = pose.fov

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,8 @@ from gsopt.geometry import quat_to_rotmat
 class Pose:
     """Where a browser looks from, as viser says it."""
 
-    wxyz: tuple[float, ...]  # camera to world
-    position: tuple[float, ...]
+    wxyz: tuple[float, float, float, float]  # camera to world
+    position: tuple[float, float, float]
     fov: float  # vertical, radians
 
 
@@ -34,11 +35,11 @@ def camera_of(pose: Pose, width: int, height: int) -> Camera:
 def pose_of(camera: Camera, aspect: float) -> Pose:
     """The pose from which a window of this aspect (width over height) sees all that `camera` sees."""
     across, down = camera.width / 2 / camera.K[0, 0].item(), camera.height / 2 / camera.K[1, 1].item()
-    position = tuple(camera.center.double().tolist())
-    return Pose(wxyz_of(camera), position, 2 * math.atan(max(down, across / aspect)))
+    x, y, z = camera.center.double().tolist()
+    return Pose(wxyz_of(camera), (x, y, z), 2 * math.atan(max(down, across / aspect)))
 
 
-def wxyz_of(camera: Camera) -> tuple[float, ...]:
+def wxyz_of(camera: Camera) -> tuple[float, float, float, float]:
     """The rotation camera to world as a quaternion w, x, y, z of length 1."""
     from scipy.spatial.transform import Rotation
 
@@ -46,7 +47,7 @@ def wxyz_of(camera: Camera) -> tuple[float, ...]:
     return w, x, y, z
 
 
-def target_of(camera: Camera, points: Tensor, size: float) -> list[float]:
+def target_of(camera: Camera, points: Tensor, size: float) -> np.ndarray:
     """[3] what is in the middle of the picture, to turn about: at the median depth of the points ahead.
 
     Args:
@@ -58,7 +59,7 @@ def target_of(camera: Camera, points: Tensor, size: float) -> list[float]:
     depths = (points.detach().cpu() - center) @ axes[2]
     ahead = depths[depths > 0]
     distance = ahead.median().item() if len(ahead) else size
-    return (center + distance * axes[2]).tolist()
+    return (center + distance * axes[2]).numpy()
 
 
 def first_camera(cameras: Sequence[Camera]) -> Camera:

@@ -114,7 +114,7 @@ def aim(
     camera = first_camera(cameras)
     pose = pose_of(camera, 16 / 9)
     server.initial_camera.position = pose.position
-    server.initial_camera.look_at = tuple(target_of(camera, xyz, extent))
+    server.initial_camera.look_at = target_of(camera, xyz, extent)
     server.initial_camera.up = tuple((-camera.viewmat[1, :3]).tolist())
     server.initial_camera.fov = pose.fov
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gsopt.by_hand import ByHand
@@ -81,15 +82,15 @@ class Panel:
 
     def _show_frozen(self) -> None:
         for name, checkbox in self.frozen.items():
-            checkbox.value = self._known[name]
+            checkbox.value = self._known[name]  # type: ignore[misc]  # the stubs see a property without its setter
 
     def _toggle(self) -> None:
         (self.hand.go_on if self.hand.paused else self.hand.pause)()
 
-    def _button(self, label: str, ask) -> None:
+    def _button(self, label: str, ask: Callable[[], None]) -> None:
         self.server.gui.add_button(label).on_click(lambda _: ask())
 
-    def _freezer(self, name: str):
+    def _freezer(self, name: str) -> "Callable[[viser.GuiEvent], None]":
         def changed(event: "viser.GuiEvent") -> None:
             if event.client is not None:  # a person, not `_show_frozen`
                 self.hand.freeze(name, event.target.value)

@@ -5,7 +5,7 @@ bytes a Gaussian, so it gets it rarely.
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Splats:
         if version == self._version or now - self._sent < wait:
             return False
         parts = [arrays_of(model) for model in models]
-        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        arrays: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         self._handle = self.server.scene.add_gaussian_splats("/splats", **arrays)
         self._version, self._sent = version, time.perf_counter()
         self._cost = self._sent - now

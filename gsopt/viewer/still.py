@@ -78,7 +78,7 @@ class StillViewer:
         self.screen = Screen(self.server, resolution)
         self.splats = Splats(self.server)
         self.version = 0
-        self._asked: queue.SimpleQueue[Callable[[], str | None]] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[Callable[[], str]] = queue.SimpleQueue()
         self._take()
         xyz = splat.tensors["xyz"]
         aim(self.server, list(sight.cameras), xyz, sight.extent, sight.up)
@@ -137,7 +137,7 @@ class StillViewer:
             self.splats.hide()
         self.screen.show(self._render, self.version, training=False)
 
-    def _do(self, action: Callable[[], str | None]) -> None:
+    def _do(self, action: Callable[[], str]) -> None:
         failed, before = False, self.edits.rows
         try:
             text = action()
@@ -150,8 +150,12 @@ class StillViewer:
         self._tell()
         print(f"{'not done' if failed else 'done':<10}{text}")
         for client in self.server.get_clients().values():
-            title, color = ("Not done", "red") if failed else ("Done", None)
-            client.add_notification(title, text, auto_close_seconds=10.0, color=color)
+            client.add_notification(
+                "Not done" if failed else "Done",
+                text,
+                auto_close_seconds=10.0,
+                color="red" if failed else None,
+            )
 
     def _take(self) -> None:
         """Show what is left."""
@@ -169,10 +173,10 @@ class StillViewer:
         if not name or Path(name).name != name:
             raise InputError(f"name {name!r}: expected that of a file in {self.folder}, without a folder")
         text = self.edits.save(self.folder / name, replace=self.replace.value)
-        self.replace.value = False
+        self.replace.value = False  # type: ignore[misc]  # the stubs see a property without its setter
         return text
 
-    def _button(self, label: str, action: Callable[[], str | None]) -> "viser.GuiButtonHandle":
+    def _button(self, label: str, action: Callable[[], str]) -> "viser.GuiButtonHandle":
         button = self.server.gui.add_button(label)
         button.on_click(lambda _: self._asked.put(action))
         return button
