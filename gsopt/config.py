@@ -129,7 +129,8 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     scale_rates: bool = False
     """Fit rates, betas and eps to several views a step by Adam's square-root rule (rates x √views)."""
     fit_rates: bool = True
-    """Raise the rates of all but opacity in runs of under 7,000 iterations; rates given are as given."""
+    """Raise the rates of short runs, made for 30,000 iterations, and let all fall in the last fifth of a run;
+    rates and schedules given are as given."""
     groups: Groups = field(default_factory=Groups)
     # what is trained beside the model
     optimize_poses: bool = False

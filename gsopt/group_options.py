@@ -13,9 +13,9 @@ from gsopt.groups import GroupSpec, gaussian_specs
 from gsopt.model import ATTRIBUTES
 from gsopt.optim.arguments import parse_arguments
 from gsopt.schedule_text import parse_schedule
-from gsopt.schedules import fitted
+from gsopt.schedules import REFERENCE_ITERATIONS, settling
 
-FITTED_RATES = ("xyz", "feature_dc", "feature_rest", "scaling", "rotation")  # opacity is fast enough as it is
+LARGEST_FIT = 8.0  # on learning rates, in runs of under 469 iterations
 
 
 @dataclass
@@ -126,7 +126,8 @@ def group_specs(
         iterations: length of the run that schedules and rates are made for, in optimizer steps.
         windows, excluded: by names of groups; those of other models do not matter.
         weight_decay: of the groups that state none of their own.
-        fit_rates: raise rates in short runs, see :func:`fitted_rate`.
+        fit_rates: raise rates in short runs, see :func:`fitted_rate`, and let those that have no schedule of
+            their own fall in the last fifth, see :func:`gsopt.schedules.settling`.
         prefix: of the names of the groups, "background." for example.
     """
     specs = gaussian_specs(extent=extent, iterations=iterations)
@@ -136,6 +137,7 @@ def group_specs(
         changes: dict[str, Any] = {"weight_decay": weight_decay}
         if fit_rates:
             changes["lr"] = specs[attribute].lr * fitted_rate(attribute, iterations)
+            changes["schedule"] = specs[attribute].schedule or settling(iterations)
         changes |= given_changes(name, given, iterations, unit=extent if attribute == "xyz" else 1.0)
         changes |= stillness(name, windows, excluded)
         specs[attribute] = dataclasses.replace(specs[attribute], **changes)
@@ -178,12 +180,13 @@ def stillness(
 
 
 def fitted_rate(attribute: str, iterations: int) -> float:
-    """Factor on the original learning rate of an attribute: :func:`gsopt.schedules.fitted`, or 1 for opacity.
+    """Factor on the original learning rate of an attribute: √(30,000 / iterations of the run), at most 8.
 
-    The original rates are made for 30,000: with them, in a short
-    run, nothing but opacities gets to where it should be; docs/performance.md has what this brings.
+    That of opacity is the root of it. The original rates are made for 30,000 steps: with them, in a short
+    run, nothing gets to where it should be; docs/optimizers.md has what this brings.
     """
-    return fitted(iterations) if attribute in FITTED_RATES else 1.0
+    factor = min(LARGEST_FIT, max(1.0, math.sqrt(REFERENCE_ITERATIONS / iterations)))
+    return math.sqrt(factor) if attribute == "opacity" else factor
 
 
 def attribute_name(text: str) -> str:

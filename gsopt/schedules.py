@@ -318,7 +318,7 @@ def _part(schedule: Schedule, length: int | None = None) -> str:
 
 
 FIRST_LOOK = 7_000  # of 30,000: where the original 3DGS tests and saves for the first time
-LARGEST_FIT = 4.0
+SETTLING_PART, SETTLED = 5, 0.1  # a fifth of the run, and the factor at its end
 
 # Factor on the sides of the images, the part of the run up to which it holds, and its last step at most.
 COARSE_TO_FINE = ((4, 0.1, 250), (2, 0.3, 750))
@@ -337,9 +337,16 @@ def reduction(step: int, iterations: int) -> int:
     return 1
 
 
-def fitted(iterations: int) -> float:
-    """What fits rates and numbers to short runs: √(7,000 / iterations), at most 4, and 1 from 7,000 on."""
-    return min(LARGEST_FIT, max(1.0, math.sqrt(FIRST_LOOK / iterations)))
+def settling(iterations: int) -> Schedule | None:
+    """The factor that lets a run come to rest: 1, and in its last fifth a cosine to a tenth.
+
+    None for a run that is too short to have a fifth. Source: the "stable, then decay" schedules of Hu et al.,
+    "MiniCPM" (2024); what it brings here is in docs/optimizers.md.
+    """
+    last = iterations // SETTLING_PART
+    if last < 1:
+        return None
+    return Sequential((Constant(), Cosine(SETTLED, last)), (iterations - last,))
 
 
 def scaled(of_30k: int, at_least: int = 1) -> Any:

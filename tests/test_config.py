@@ -171,18 +171,30 @@ def test_windows_schedules_options_and_decay_reach_the_specs():
     ("settings", "scaling", "feature_dc"),
     [
         ({"iterations": 30_000}, 5e-3, 2.5e-3),
-        ({"iterations": 7_000}, 5e-3, 2.5e-3),
-        ({"iterations": 1_000}, 5e-3 * 7**0.5, 2.5e-3 * 7**0.5),
-        ({"iterations": 100}, 2e-2, 1e-2),  # no more than that
+        ({"iterations": 60_000}, 5e-3, 2.5e-3),
+        ({"iterations": 7_500}, 1e-2, 5e-3),
+        ({"iterations": 1_000}, 5e-3 * 30**0.5, 2.5e-3 * 30**0.5),
+        ({"iterations": 100}, 4e-2, 2e-2),  # no more than that
         ({"iterations": 1_000, "fit_rates": False}, 5e-3, 2.5e-3),
         ({"iterations": 1_000, "schedule_iterations": 30_000}, 5e-3, 2.5e-3),
-        ({"iterations": 1_000, "groups": Groups(scaling=GroupOptions(lr=0.5))}, 0.5, 2.5e-3 * 7**0.5),
+        ({"iterations": 1_000, "groups": Groups(scaling=GroupOptions(lr=0.5))}, 0.5, 2.5e-3 * 30**0.5),
     ],
 )
 def test_rates_fitted_to_short_runs(settings, scaling, feature_dc):
     specs = replace(CONFIG, **settings).specs(extent=1.0)
     assert specs["scaling"].lr == pytest.approx(scaling)
     assert specs["feature_dc"].lr == pytest.approx(feature_dc)
-    assert specs["opacity"].lr == 2.5e-2  # never raised
+    assert specs["opacity"].lr / 2.5e-2 == pytest.approx((feature_dc / 2.5e-3) ** 0.5)
     assert specs["xyz"].lr / 1.6e-4 == pytest.approx(specs["rotation"].lr / 1e-3)
     assert specs["xyz"].lr == pytest.approx(feature_dc / 2.5e-3 * 1.6e-4)
+
+
+@pytest.mark.parametrize(("iterations", "factors"), [(10, {0: 1, 8: 1, 9: 0.55, 10: 0.1}), (4, {0: 1, 4: 1})])
+def test_fitted_rates_fall_in_the_last_fifth(iterations, factors):
+    specs = replace(CONFIG, iterations=iterations).specs(extent=1.0)
+    for name in ("feature_dc", "feature_rest", "scaling", "rotation", "opacity"):
+        schedule = specs[name].schedule or (lambda step: 1.0)
+        assert {step: schedule(step) for step in factors} == pytest.approx(factors), name
+    assert specs["xyz"].schedule(iterations) == pytest.approx(0.01)  # has its own
+    plain = replace(CONFIG, iterations=iterations, fit_rates=False).specs(extent=1.0)
+    assert [name for name, spec in plain.items() if spec.schedule] == ["xyz"]

@@ -86,9 +86,10 @@ def test_groups_with_rate_schedule_decay_and_freeze(run, capsys):
     groups = {name: cells(text, name)[0][1:] for name in ATTRIBUTES}
     schedule = str(run.specs["opacity"].schedule)  # as text, which begins "exp:0.1": a tenth at the end
     assert schedule.startswith("exp:0.1")
+    settling = "constant@13 then cosine:0.1@3"  # of those that are given none
     assert groups["opacity"] == ["0.002", "0.02", schedule, "0", "no"]
-    assert groups["rotation"][2:] == ["constant", "0", "yes"]
-    assert groups["feature_rest"][2:] == ["constant", "0.5", "no"]
+    assert groups["rotation"][2:] == [*settling.split(), "0", "yes"]
+    assert groups["feature_rest"][2:] == [*settling.split(), "0.5", "no"]
     assert "not in the optimizer: xyz" in text
     assert "all groups: betas (0.9, 0.999), eps 1e-15" in text
 

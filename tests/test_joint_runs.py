@@ -154,7 +154,7 @@ def test_each_group_has_the_rate_that_is_asked_for(ball, all_on):
     assert (found["poses"]["lr"], found["poses"]["weight_decay"]) == (2e-5, 0.5)
     assert found["background.opacity"]["lr"] == 0.25
     assert found["background.xyz"]["lr"] == pytest.approx(ball.extent)
-    assert found["opacity"]["lr"] == 2.5e-2
+    assert found["opacity"]["lr"] == pytest.approx(2.5e-2 * 8**0.5)  # raised for so short a run
     for _ in range(40):
         trainer.train_step()
     assert found["poses"]["lr"] == 2e-5

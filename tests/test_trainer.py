@@ -180,7 +180,7 @@ def test_a_longer_run_keeps_its_step_settings(ball, config):
     assert trainer.config.checkpoint_every == 7
     assert trainer.train()["iterations"] == 50
     [xyz] = [group for group in trainer.optimizer.param_groups if group["name"] == "xyz"]
-    assert xyz["lr"] == pytest.approx(4 * 1.6e-6 * ball.extent)  # raised for so short a run
+    assert xyz["lr"] == pytest.approx(8 * 1.6e-6 * ball.extent)  # raised for so short a run
 
 
 def test_what_is_frozen_may_change_on_resume(ball, config):

@@ -17,7 +17,7 @@ from gsopt.device import choose_device, describe
 from gsopt.errors import InputError
 from gsopt.evaluation import Metrics
 from gsopt.freeze_windows import parse_freezes
-from gsopt.group_options import FITTED_RATES, fitted_rate
+from gsopt.group_options import fitted_rate
 from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
 from gsopt.model import ATTRIBUTES, GaussianModel
@@ -347,7 +347,7 @@ def raised_rates(config: TrainConfig) -> str:
     if not config.fit_rates:
         return ""
     length = config.schedule_iterations or config.iterations
-    factors = {name: fitted_rate(name, length) for name in FITTED_RATES}
+    factors = {name: fitted_rate(name, length) for name in ATTRIBUTES}
     return ", ".join(
         f"{name} x{factor:.2f}"
         for name, factor in factors.items()

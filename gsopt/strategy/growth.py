@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gsopt.errors import InputError
 from gsopt.geometry import quat_to_rotmat
-from gsopt.schedules import fitted
+from gsopt.schedules import FIRST_LOOK
 from gsopt.strategy.protocol import movable, row_names
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def default_limit(strategy: Any) -> int | None:
 def fitted_pixels(iterations: int) -> float:
     """Pixels of the training views for each Gaussian in a run of so many iterations: 65 from 7,000 on.
 
-    In shorter runs more, by the root of :func:`gsopt.schedules.fitted`: a Gaussian that has few steps to
-    find its place is worth less of the time it takes (docs/strategies.md has the figures).
+    In shorter runs more, by the fourth root of 7,000 / iterations, at most twice: a Gaussian that has few
+    steps to find its place is worth less of the time it takes (docs/strategies.md has the figures).
     """
-    return PIXELS_PER_GAUSSIAN * math.sqrt(fitted(iterations))
+    return PIXELS_PER_GAUSSIAN * min(2.0, max(1.0, (FIRST_LOOK / iterations) ** 0.25))
