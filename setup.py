@@ -58,10 +58,11 @@ EXTRAS = {
     "spz": ["zstandard>=0.22"],
     "video": ["imageio-ffmpeg>=0.5"],
     "lpips": ["torchmetrics>=1.4"],
+    "viewer": ["viser>=1.1.1,<1.2"],
     "test": [
         *("pytest>=8", "hypothesis>=6.100", "ruff>=0.12"),
         *("gsplat>=1.5.3,<1.7", "scikit-image>=0.22", "matplotlib>=3.8", "zstandard>=0.22"),
-        *("imageio-ffmpeg>=0.5", "torchmetrics>=1.4"),
+        *("imageio-ffmpeg>=0.5", "torchmetrics>=1.4", "viser>=1.1.1,<1.2"),
     ],
     "scene": ["mitsuba>=3.6"],
 }
@@ -86,7 +87,7 @@ setup(
         "tensorboard>=2.16",
         "scipy>=1.11",
         "pillow>=10.3",
-        "pycolmap>=3.12",
+        "pycolmap>=4.0",
         "tyro>=0.9",
     ],
     extras_require=EXTRAS,

@@ -45,14 +45,16 @@ from gsopt.settings import differences, from_json, to_json
 from gsopt.similarity import Similarity
 from gsopt.strategy import BudgetStrategy, DefaultStrategy, MCMCStrategy, NoStrategy, Strategy
 from gsopt.supervision import SupervisionOptions
+from gsopt.viewer_options import VIEWER_FLAGS, ViewerOptions
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 ITERATION_LISTS = ("test_iterations", "save_iterations")
+SESSION_FLAGS = VIEWER_FLAGS | {"log_json", "log_every"}  # no settings of the run
 DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
 @dataclass
-class TrainConfig(SceneOptions, SupervisionOptions, ProgressOptions):
+class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptions):
     """Settings of `gsopt train`. Paths are those of the machine it runs on."""
 
     # what and where
@@ -174,18 +176,17 @@ class TrainConfig(SceneOptions, SupervisionOptions, ProgressOptions):
     def of_run(cls, path: Path) -> "TrainConfig":
         """The settings a run was started with, set to resume it; change them with `dataclasses.replace`.
 
-        `log_json` is a matter of each session, not of the run.
 
         Raises InputError where there is no run.
         """
         path = Path(path)
         run = RunFolder.open(path)
         saved = from_json(cls, read_json(run.config), str(run.config))
-        return dataclasses.replace(saved, resume=path, output=path, log_json=False)
+        return dataclasses.replace(saved, resume=path, output=path)
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into config.json."""
-        return to_json(self)
+        """What goes into config.json: all but how a session is watched."""
+        return {name: value for name, value in to_json(self).items() if name not in SESSION_FLAGS}
 
     def check(self) -> None:
         """Raise InputError, naming the flag, for values that cannot be used."""
@@ -203,6 +204,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ProgressOptions):
         self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
         self.check_supervision()
         self.check_progress()
+        self.check_viewer()
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ITERATION_LISTS:

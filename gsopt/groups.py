@@ -228,15 +228,27 @@ class GroupScheduler(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, specs: Mapping[str, GroupSpec]) -> None:
         self._specs = dict(specs)
+        self._factors: dict[str, float] = {}
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rates of all groups at the present step, in the order of the groups."""
         return [
-            spec.lr * spec.schedule(self.last_epoch) if spec is not None else _copied(group["lr"])
+            self._factors.get(name, 1.0) * spec.lr * spec.schedule(self.last_epoch)
+            if spec is not None
+            else _copied(group["lr"])
             for group in self.optimizer.param_groups
-            for spec in (self._specs.get(group.get("name")),)
+            for name in (group.get("name"),)
+            for spec in (self._specs.get(name),)
         ]
+
+    def scale(self, name: str, factor: float) -> None:
+        """From now on the rate of a group is `factor` x its schedule, or, without one, x what it began as."""
+        group = next(group for group in self.optimizer.param_groups if group.get("name") == name)
+        self._factors[name] = factor
+        if name not in self._specs:
+            group["lr"] = factor * group["initial_lr"]
+        self._go_to(self.last_epoch)
 
     def step(self, epoch: int | None = None) -> None:
         """To the rates of the next step. The first goes through torch, which warns of a wrong order."""

@@ -81,8 +81,19 @@ def hold_locked(model: GaussianModel, optimizer: Optimizer) -> AbstractContextMa
 
 
 @contextlib.contextmanager
-@torch.no_grad()
 def _hold(model: GaussianModel, optimizer: Optimizer) -> Iterator[None]:
+    undo = _set_aside(model, optimizer)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for put_back in undo:
+                put_back()
+
+
+@torch.no_grad()
+def _set_aside(model: GaussianModel, optimizer: Optimizer) -> list[Callable[[], None]]:
+    """Hide or copy the locked rows of what trains; the results put them back."""
     undo = []
     for name, (locked, free) in _known(model).rows.items():
         parameter = model.get_parameter(name)
@@ -94,11 +105,7 @@ def _hold(model: GaussianModel, optimizer: Optimizer) -> Iterator[None]:
             undo.append(_show_only(optimizer, parameter, free))
         else:
             undo.append(_remember(optimizer, parameter, locked))
-    try:
-        yield
-    finally:
-        for put_back in undo:
-            put_back()
+    return undo
 
 
 def _remember(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> Callable[[], None]:

@@ -17,9 +17,10 @@ from gsopt.device import peak_memory
 from gsopt.errors import InputError, is_disk_full
 from gsopt.evaluation import Metrics
 from gsopt.guards import NonFinite, diverged, is_out_of_memory
+from gsopt.log_json import teller
 from gsopt.metrics import psnr
 from gsopt.monitor import Monitor
-from gsopt.progress import LOSSES_EVERY, Progress, teller
+from gsopt.progress import LOSSES_EVERY, Progress
 from gsopt.ranks import RankError
 from gsopt.rundir import RunFolder, read_json, write_json
 from gsopt.strategy import Refinement
@@ -147,9 +148,16 @@ class Recorder:
             "peak_memory_bytes": peak_memory(trainer.device),
             "history": self.history,
         }
+        if trainer.by_hand.history:
+            metrics["by_hand"] = trainer.by_hand.history
         if trainer.ranks.first:
             write_json(trainer.run.metrics, metrics)
         return metrics
+
+    def note_by_hand(self) -> None:
+        """Write down what was done by hand so far; see `gsopt.by_hand`."""
+        with self._going_on("by_hand.json"):
+            write_json(self.trainer.run.by_hand, self.trainer.by_hand.history)
 
     def save(self) -> None:
         """A checkpoint and a PLY of now. Raises InputError: the model has diverged, the disk is full."""
@@ -217,10 +225,15 @@ class Recorder:
         return f"saved after iteration {trainer.step}; go on with: gsopt train --resume {trainer.run.path}"
 
     def _recall(self) -> None:
-        """The tests of earlier sessions, but for those after the checkpoint: they are done again."""
+        """The tests of earlier sessions, but for those after the checkpoint: they are done again.
+
+        What was done by hand after it is not, and no longer told.
+        """
         file = self.trainer.run.history
         if file.is_file():
             self.history = [entry for entry in read_json(file) if entry["iteration"] <= self.trainer.step]
+        if self.trainer.run.by_hand.is_file():  # what came after the checkpoint is undone
+            self.note_by_hand()
 
     def _unfinish(self) -> None:
         """A finished run that goes on for longer: what it was then gets the name of an older model's metrics.

@@ -30,6 +30,7 @@ def state_of(trainer: "Trainer") -> dict[str, Any]:
     return {
         "step": trainer.step,
         "skipped": trainer.skipped,
+        "by_hand": trainer.by_hand.state_dict(),
         "first_sh_degree": trainer.first_sh_degree,
         "model": trainer.model.state_dict(),
         "joint": trainer.joint.state_dict(),
@@ -87,11 +88,14 @@ def go_on(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.skipped = state.get("skipped", 0)  # older checkpoints have no such entry
     trainer.model.load_state_dict(state["model"], take_sh_degree=True)
     trainer.joint.load_state_dict(state.get("joint", {}))  # older checkpoints have no such entry
+    recall_by_hand(trainer, state)
     trainer.build_optimizer()
     report = load_optimizer_state(trainer.optimizer, state["optimizer"], strict=False)
     if not report.complete and not quiet:
         print(f"optimizer state of step {trainer.step}:\n{report}")
     trainer.scheduler.load_state_dict({"step": trainer.step})
+    for name, factor in trainer.by_hand.factors.items():
+        trainer.scheduler.scale(name, factor)
     kind = type(trainer.strategy).__name__
     if state["strategy_kind"] == kind:
         trainer.strategy.load_state_dict(state["strategy"])
@@ -102,6 +106,23 @@ def go_on(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.clock.seconds = dict(state["seconds"])
     if changed := other_versions(state.get("versions", {})):
         warnings.warn(f"{changed}; the bits may differ from those of an undisturbed run", stacklevel=4)
+
+
+def recall_by_hand(trainer: "Trainer", state: dict[str, Any]) -> None:
+    """Take over what was done by hand before the checkpoint, where the settings do not say otherwise.
+
+    `--freeze` with other values than the checkpoint's replaces the freezes by hand, as `--lock` does with
+    locks.
+    """
+    hand, config = trainer.by_hand, trainer.config
+    if "by_hand" not in state:  # of an older version
+        return
+    hand.load_state_dict(state["by_hand"], trainer.specs)
+    if config.forget_by_hand:
+        hand.factors = {}
+    if config.forget_by_hand or config.freeze != tuple(state["config"]["freeze"]):
+        hand.frozen = {}
+    trainer.specs = hand.decided(trainer.specs)
 
 
 def check_world(scene: Scene, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ events.out.tfevents.*                            TensorBoard
 checkpoints/step_00001000.pt                     all that is needed to continue
 point_cloud/iteration_1000/point_cloud.ply       the model
 history.json                                     the tests on the way so far
+by_hand.json                                     what was done by hand so far, such as in the viewer
 point_cloud/iteration_1000/background.ply        the second model, if it is trained
 point_cloud/iteration_1000/views.json            pose and exposure of each training view, if they are trained
 metrics.json                                     PSNR, SSIM, L1 at the end
@@ -46,6 +47,7 @@ class RunFolder:
         self.refined_cameras = self.path / "cameras_refined.json"
         self.metrics = self.path / "metrics.json"
         self.history = self.path / "history.json"
+        self.by_hand = self.path / "by_hand.json"
         self.checkpoints = self.path / "checkpoints"
         self.renders = self.path / "renders"
         self.picture = self.renders / "comparison.png"
@@ -169,6 +171,33 @@ class RunFolder:
     def picture_of(self, kind: str, view: str) -> Path:
         """A PNG of one view: renders/KIND/ and its :func:`picture_name`."""
         return self.renders / kind / picture_name(view)
+
+
+@contextlib.contextmanager
+def owned(folder: Path, flag: str, who: str) -> Iterator[int]:
+    """Make `folder`, and keep others out of it: who does the same, and what processes they left behind.
+
+    `flag`: names the folder in messages; `who`: is at work where another has it, "a sweep is".
+
+    Yields:
+        A file descriptor; who inherits it keeps the folder until it ends.
+
+    Raises:
+        InputError: another is at work in it; or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{flag}: cannot make this folder ({error.strerror}); give another") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{flag}: {who} at work in here; wait for its end, or end it") from None
+    else:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def picture_name(view: str) -> Path:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gsopt import pictures, resume
 from gsopt.batches import average_gradients, mean_terms, scale_for_batch
+from gsopt.by_hand import ByHand
 from gsopt.config import TrainConfig
 from gsopt.datasets import Scene
 from gsopt.datasets.pyramid import ViewPyramid
@@ -68,7 +69,8 @@ class Trainer:
         strategy: by default the one named in `config`.
         ranks: this process among others; by default those of torch.distributed, where it has a group.
 
-    A model or strategy given here is trained in place. `step` is the number of finished steps.
+    A model or strategy given here is trained in place. `step` is the number of finished steps; `by_hand`
+    takes what is asked of the run while it trains.
 
     Raises:
         InputError: settings or files that cannot be used.
@@ -128,6 +130,7 @@ class Trainer:
         self.feed = PhotoFeed(ViewPyramid(self.scene.train), self.order, self.device)
         self.generator = torch.Generator("cpu").manual_seed(config.seed + 1)  # of all other random choices
         self.monitor = Monitor(None)
+        self.by_hand = ByHand()
         self.start_notes: list[str] = []  # on Gaussians from a file
         self.first_sh_degree = self.model.max_sh_degree if self.model.feature_rest.any() else 0
         if saved:
@@ -240,7 +243,9 @@ class Trainer:
             self.ranks.together(),
             recorder.rescue(),
         ):
+            about = (self, recorder, progress, stop)
             try:
+                self.by_hand.between_steps(*about)
                 while self.step < self.config.iterations:
                     try:
                         result = self.train_step()
@@ -249,6 +254,7 @@ class Trainer:
                         result = None
                     progress.advance()
                     recorder.after(result, progress)
+                    self.by_hand.between_steps(*about)
                     if asked := self.ranks.any(stop.asked):
                         recorder.save()
                         raise KeyboardInterrupt(
@@ -337,6 +343,9 @@ class Trainer:
         config, old = self.config, saved["config"] if saved else {}
         before = tuple(old.get("lock", ()))
         self.newly_locked = False  # in this session
+        if config.forget_by_hand and self.by_hand.forget_locks():
+            before = ()
+            unlock(self.model)
         if not before or (config.lock, config.lock_attributes) != (before, tuple(old["lock_attributes"])):
             if before:
                 unlock(self.model)

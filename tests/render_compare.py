@@ -170,7 +170,7 @@ def results(
     info["means2d"].retain_grad()
     generator = torch.Generator().manual_seed(0)
     weights = [
-        torch.rand(image.shape, generator=generator, dtype=torch.float64).to(dtype) - 0.3
+        torch.rand(image.shape, generator=generator, dtype=torch.float64).to(image) - 0.3
         for image in (colors, alphas)
     ]
     if scene["render_mode"].endswith("ED"):

@@ -99,6 +99,7 @@ CASES = {
     "fewer bands": {"sh_degree": 0},
     "wide blur": {"eps2d": 1.5, "tile_size": 5, "size": 13},
     "few channels at once": {"channel_chunk": 2},
+    "depth, packed": {"render_mode": "D", "packed": True},
 }
 
 

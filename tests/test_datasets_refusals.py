@@ -131,7 +131,16 @@ FOLDERS = {
         nothing,
         "scene: no scene, expected sparse/0 ... found an empty directory; give",
     ),
-    "no scene files": (TRANSFORMS, remove("transforms.json"), "scene: no scene, ... found images; give"),
+    "photos only": (
+        TRANSFORMS,
+        remove("transforms.json"),
+        "scene: no scene, 6 photos without ... --images ... /scene/images --output ... /scene_scene",
+    ),
+    "no scene files": (
+        TRANSFORMS,
+        remove("transforms.json", *(f"images/{i:04d}.png" for i in range(6))),
+        "scene: no scene, expected sparse/0 ... found images; give",
+    ),
     "no photos": (COLMAP, remove("images"), "images: none of the 6 photos named in ... sparse/0 is there"),
     "other photos": (
         TRANSFORMS,

@@ -30,12 +30,15 @@ HOUSE = {
     "perceptual": set(),
     "text": set(),
     "eta": {"schedules"},
-    "progress": {"eta"},
+    "log_json": set(),
+    "progress": {"eta", "log_json"},
     "monitor": {"pictures"},
     "summary": {"checkpoint", "rundir", "text"},
     "device": set(),
     "versions": set(),
     "native": set(),
+    "viewer_options": set(),
+    "by_hand": {"groups", "locks"},
     "losses": {"native"},
     "metrics": {"losses"},
     "runtime": {"device", "native"},
@@ -82,6 +85,8 @@ HOUSE["trainer"] = BELOW | {
     *("config", "group_options", "joint", "joint_options", "recorder", "resume", "warm_start"),
 }
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
+HOUSE["viewer"] = BELOW
+HOUSE["report"] = {"config", "errors", "groups", "metrics", "pictures", "rundir", "settings"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["commands"] = BELOW | {
     *(
@@ -92,11 +97,15 @@ HOUSE["commands"] = BELOW | {
         "trainer",
         "bench",
         "sweep",
+        "report",
+        "viewer",
         "inspection",
+        "prepare",
         "warm_start",
         "commands",
     ),
 }
+HOUSE["prepare"] = {"datasets", "device", "rundir", "text"}
 HOUSE["__main__"] = {"commands"}
 
 

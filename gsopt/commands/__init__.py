@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from gsopt.errors import InputError
 
 COMMANDS = {
+    "prepare": "photos or a video in, a scene out: cameras, lens and points by COLMAP",
     "train": "photos and points in, a trained splat out",
     "evaluate": "PSNR, SSIM, L1 and LPIPS of a run or a PLY, with pictures",
     "render": "pictures or a video of a run or a PLY: photographed views, an orbit, a path",
+    "report": "one HTML file about a run, or several side by side: curves, worst views, settings",
     "freeze_sweep": "a grid of runs: what freezing costs and brings, as table and picture",
     "inspect": "what a checkpoint, an optimizer or a splat holds, and what differs in two",
     "convert": "files of Gaussians of every program into each other, cropped, moved, joined",

@@ -22,7 +22,7 @@ from gsopt.render.cuda import SUPPORTED
 ABOUT = "What there is to train with (torch, CUDA, gsplat, compiler, kernel, extras), and what a run uses."
 EXTRAS = {  # of setup.py, with the package that each brings
     **{"cuda": "gsplat", "compiler": "ziglang", "plots": "matplotlib", "spz": "zstandard"},
-    **{"video": "imageio-ffmpeg", "lpips": "torchmetrics"},
+    **{"video": "imageio-ffmpeg", "lpips": "torchmetrics", "viewer": "viser"},
 }
 
 

@@ -207,7 +207,10 @@ def read_flags(config: SweepConfig, rest: Sequence[str], cells: Sequence[Configu
     base = ["--scene", str(config.scene)]
     if config.iterations is not None:
         base += ["--iterations", str(config.iterations)]
-    return [parse(TrainConfig, [*base, *rest, *cell.flags], "gsopt train", ABOUT) for cell in cells]
+    configs = [parse(TrainConfig, [*base, *rest, *cell.flags], "gsopt train", ABOUT) for cell in cells]
+    if any(found.viewer for found in configs):
+        raise InputError("--viewer: shows one run, and a sweep has many; leave it away and use TensorBoard")
+    return configs
 
 
 def try_out(todo: Sequence[Run]) -> None:

@@ -6,11 +6,11 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import STRATEGIES, TrainConfig
+from gsopt.config import SESSION_FLAGS, STRATEGIES, TrainConfig
 from gsopt.datasets import Scene
 from gsopt.device import choose_device, describe
 from gsopt.errors import InputError
@@ -19,13 +19,16 @@ from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import FITTED_RATES, fitted_rate
 from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
+from gsopt.log_json import tell_end, tell_start, told
 from gsopt.model import ATTRIBUTES, GaussianModel
-from gsopt.progress import VERSION, teller
 from gsopt.ranks import Ranks, joined, restarts
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.summary import last_line, summary
 from gsopt.trainer import Trainer
+
+if TYPE_CHECKING:
+    from gsopt.viewer.live import LiveViewer
 
 ABOUT = "Train a 3D Gaussian splatting scene: --scene DIR, or --resume RUN to go on with one."
 
@@ -49,6 +52,8 @@ def parse_and_run(argv: Sequence[str], ranks: Ranks) -> None:
         old = TrainConfig.of_run(config.resume)
         config = parse(TrainConfig, argv, "gsopt train", ABOUT, default=old)
         for name, before, after in differences(old, config) if ranks.first and config.talks else ():
+            if name.replace("-", "_") in SESSION_FLAGS:  # no settings of the run
+                continue
             print(f"--{name}: {after} (the run had {before})")
     warn_of_idle(old, config, ranks.size)
     run(config, ranks)
@@ -81,6 +86,8 @@ def warn_of_idle(old: TrainConfig, config: TrainConfig, processes: int = 1) -> N
         ("without --optimize-poses", not config.optimize_poses, ("--groups.poses.",)),
         ("because there is no --lock", not config.lock, ("--lock-attributes",)),
         ("because a step has one view", config.views_per_step * processes == 1, ("--scale-rates",)),
+        ("without --viewer", not config.viewer, ("--viewer-",)),
+        ("without --resume", not config.resume, ("--forget-by-hand",)),
         ("without --exposure", not config.exposure, ("--groups.exposure.",)),
         (
             "without --background-model-trainable",
@@ -98,75 +105,52 @@ def run(config: TrainConfig, ranks: Ranks | None = None) -> Metrics:
     ranks = ranks or Ranks()
     if not ranks.first:
         config = replace(config, quiet=True, log_json=False)
-    with told(config):
-        if config.resume and (done := ranks.tell(lambda: finished(config))):
-            what = f"{done:,} iterations are done; give a larger --iterations to go on"
-            metrics = read_json(RunFolder(config.resume).metrics)
-            if ranks.first and not config.log_json:
-                print(f"{config.resume} is finished: {what}")
-            tell_end(config, "done", f"the run was finished: {what}", config.resume, metrics)
-            return metrics
-        trainer = Trainer(config, ranks=ranks)
+    with contextlib.ExitStack() as session:
+        with told(config):
+            if config.resume and (done := ranks.tell(lambda: finished(config))):
+                return tell_finished(config, done, ranks.first)
+            trainer = Trainer(config, ranks=ranks)
+            viewer = session.enter_context(watched(trainer))
+            if config.talks:
+                print("\n".join(opening(trainer, viewer)))
+            tell_start(trainer)
+            metrics = trainer.train()
         if config.talks:
-            print("\n".join(opening(trainer)))
-        tell_start(trainer)
-        metrics = trainer.train()
-    if config.talks:
-        print("\n".join(summary(trainer.run, metrics)))
-    elif ranks.first and config.quiet:
-        print(last_line(trainer.run, metrics))
-    tell_end(config, "done", "", trainer.run.path, metrics)
+            print("\n".join(summary(trainer.run, metrics)))
+        elif ranks.first and not config.log_json:
+            print(last_line(trainer.run, metrics))
+        tell_end(config, "done", "", trainer.run.path, metrics)
+        if viewer is not None and config.viewer_stay:
+            if config.talks:
+                print("viewer    stays until Ctrl-C (--viewer-stay)")
+            viewer.stay()
+    return metrics
+
+
+def tell_finished(config: TrainConfig, done: int, first: bool) -> Metrics:
+    """Say that the run to resume has `done` all its iterations; its metrics."""
+    what = f"is finished: {done:,} iterations are done; give a larger --iterations to go on"
+    metrics = read_json(RunFolder(config.resume).metrics)
+    if first and not config.log_json:
+        print(f"{config.resume} {what}")
+    tell_end(config, "done", f"the run {what}", config.resume, metrics)
     return metrics
 
 
 @contextlib.contextmanager
-def told(config: TrainConfig) -> Iterator[None]:
-    """A run that ends early ends with an object of --log-json, too; stderr has the message for a person."""
+def watched(trainer: Trainer) -> Iterator["LiveViewer | None"]:
+    """Inside, the run can be watched in a browser, if it is to be. Raises InputError where it cannot."""
+    if not trainer.config.viewer:
+        yield None
+        return
+    from gsopt.viewer.live import LiveViewer
+
+    viewer = trainer.by_hand.watcher = LiveViewer(trainer)
     try:
-        yield
-    except KeyboardInterrupt as stop:
-        tell_end(config, "interrupted", str(stop))
-        raise
-    except Exception as error:
-        tell_end(config, "failed", str(error))
-        raise
-
-
-def tell_start(trainer: Trainer) -> None:
-    """The first object of --log-json."""
-    scene, camera = trainer.scene, trainer.scene.train[0].camera
-    teller(trainer.config)(
-        "start",
-        version=VERSION,
-        run=str(trainer.run.path),
-        scene=str(scene.path),
-        format=scene.format,
-        device=str(trainer.device),
-        train_views=len(scene.train),
-        test_views=len(scene.test),
-        width=camera.width,
-        height=camera.height,
-        gaussians=trainer.model.num_gaussians,
-        step=trainer.step,
-        iterations=trainer.config.iterations,
-    )
-
-
-def tell_end(
-    config: TrainConfig, status: str, message: str, run: Path | None = None, metrics: Metrics | None = None
-) -> None:
-    """The last object of --log-json: "done", "interrupted" or "failed"; null for what is not known."""
-    found = metrics or {}
-    teller(config)(
-        "end",
-        status=status,
-        message=" ".join(message.split()),
-        run=None if run is None else str(run),
-        step=found.get("iterations"),
-        gaussians=found.get("gaussians"),
-        **{split: found.get(split) for split in ("test", "train")},
-        seconds=found.get("seconds"),
-    )
+        yield viewer
+    finally:
+        trainer.by_hand.watcher = None
+        viewer.close()
 
 
 def finished(config: TrainConfig) -> int:
@@ -192,7 +176,7 @@ def finished(config: TrainConfig) -> int:
     return step if step >= config.iterations else 0
 
 
-def opening(trainer: Trainer) -> list[str]:
+def opening(trainer: Trainer, viewer: "LiveViewer | None" = None) -> list[str]:
     """What is about to happen."""
     config, scene = trainer.config, trainer.scene
     camera = scene.train[0].camera
@@ -213,8 +197,18 @@ def opening(trainer: Trainer) -> list[str]:
         *([f"growth    {plan} (--max-gaussians)"] if (plan := trainer.strategy.plan(trainer.model)) else []),
         *([f"rates     {raised} (--no-fit-rates)"] if (raised := raised_rates(config)) else []),
         *([f"frozen    {frozen} (--freeze)"] if (frozen := frozen_attributes(config)) else []),
+        *by_hand_lines(trainer),
         f"run       {trainer.run.path}",
+        *([f"viewer    {viewer.address}"] if viewer is not None else []),
     ]
+
+
+def by_hand_lines(trainer: Trainer) -> list[str]:
+    """What was set by hand in earlier sessions and still holds."""
+    hand = trainer.by_hand
+    parts = [f"{name} {'frozen' if frozen else 'not frozen'}" for name, frozen in hand.frozen.items()]
+    parts += [f"rate of {name} x{factor:g}" for name, factor in hand.factors.items()]
+    return [f"by hand   {', '.join(parts)} (--forget-by-hand)"] if parts else []
 
 
 def what_world(scene: Scene) -> str:

@@ -1,6 +1,7 @@
 """Scenes from disk: COLMAP models, NeRF-synthetic folders, transforms.json."""
 
 import os
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from gsopt.datasets.images import Photo, folder_beside, load_views, locate
 from gsopt.datasets.initial_points import random_points
 from gsopt.datasets.masks import Alpha, add_masks, find_masks, without_ignored, without_masks
 from gsopt.datasets.normalization import Normalization, move_photos, normalization
+from gsopt.datasets.photo_files import UNFINISHED, find_photos
 from gsopt.datasets.ply import read_splat, write_splat
 from gsopt.datasets.point_files import load_points, read_points
 from gsopt.datasets.scene import PointCloud, Scene, View
@@ -155,7 +157,22 @@ def _read(root: Path) -> _Listing:
         return _Listing("nerf-synthetic", train, *read_nerf_synthetic(root), find_points(train))
     if single.is_file():
         return _Listing("transforms", single, *read_transforms(single), find_points(single))
-    raise InputError(
+    raise _no_scene(root)
+
+
+def _no_scene(root: Path) -> InputError:
+    """What to do about a folder that is no scene."""
+    if (root / UNFINISHED).is_dir():
+        return InputError(f"{root}: no scene yet; let the same gsopt prepare --output {root} finish it")
+    given = root / "images" if find_photos(root / "images") else root
+    if photos := find_photos(given):
+        named = root if root.name not in ("", "..") else root.resolve()
+        words = [shlex.quote(str(path)) for path in (given, named.with_name(f"{named.name}_scene"))]
+        return InputError(
+            f"{root}: no scene, {len(photos)} photos without cameras; find these with: "
+            f"gsopt prepare --images {words[0]} --output {words[1]}"
+        )
+    return InputError(
         f"{root}: no scene, expected sparse/0/cameras.bin or .txt (COLMAP), transforms_train.json "
         f"(NeRF-synthetic) or transforms.json (nerfstudio, instant-ngp), found {_contents(root)}; "
         "give the folder that has one of them"

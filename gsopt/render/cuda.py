@@ -39,7 +39,18 @@ def render(call: RenderCall) -> tuple[Tensor, Tensor, dict[str, Any]]:
     _require_kernels()
     if not _takes_channel_chunk(gsplat.rasterization):
         del arguments["channel_chunk"]
-    return gsplat.rasterization(**arguments)
+    behind = call.backgrounds if call.packed and call.renders_color else None
+    if call.packed:  # gsplat 1.5.3 refuses backgrounds of any shape then
+        arguments["backgrounds"] = None
+    found = gsplat.rasterization(**arguments)
+    return found if behind is None else (_over(*found[:2], behind), *found[1:])
+
+
+def _over(images: Tensor, alphas: Tensor, backgrounds: Tensor) -> Tensor:
+    """Pictures before backgrounds; nothing lies behind a depth. [C, H, W, D (+ 1)], [C, H, W, 1], [C, D]"""
+    channels = backgrounds.shape[-1]
+    colors = images[..., :channels] + (1 - alphas) * backgrounds[:, None, None]
+    return torch.cat([colors, images[..., channels:]], dim=-1)
 
 
 @cache

@@ -4,16 +4,16 @@ A run is started by writing its settings into its folder and resuming it there. 
 interrupted and one that failed are all the same to the runner, and each can be resumed by hand.
 """
 
-import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from gsopt import rundir
 from gsopt.config import TrainConfig
 from gsopt.errors import InputError
 from gsopt.rundir import read_json, write_json
@@ -25,43 +25,12 @@ from gsopt.sweep.progress import SweepProgress
 ROOT = Path(__file__).resolve().parents[2]  # for a checkout that is not installed
 LOOK_EVERY = 0.2  # seconds between looks at the processes
 TAIL = 4096  # bytes of a log that are searched for its last line
-INDIFFERENT = {
-    "output",
-    "resume",
-    "threads",
-    "quiet",
-    "log-json",
-    "log-every",
-}  # settings that a run's result does not depend on
+INDIFFERENT = {"output", "resume", "threads", "quiet"}  # settings that a run's result does not depend on
 
 
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[int]:
-    """Make `folder`, and keep other sweeps out of it: of this one, and of what processes it left behind.
-
-    Yields:
-        A file descriptor; who inherits it keeps the folder until it ends.
-
-    Raises:
-        InputError: another sweep, or a run of one, is at work in it; or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(
-            f"--output {folder}: cannot make this folder ({error.strerror}); give another"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"--output {folder}: a sweep, or a run of one, is at work in here; wait for its end, or end it"
-        ) from None
-    else:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def owned(folder: Path) -> AbstractContextManager[int]:
+    """Make `folder`, and keep other sweeps out of it: `rundir.owned`, whose lock the runs inherit."""
+    return rundir.owned(folder, f"--output {folder}", "a sweep, or a run of one, is")
 
 
 def is_finished(run: Run) -> bool:
