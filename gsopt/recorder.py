@@ -311,9 +311,10 @@ class Recorder:
         last_step, last_seconds = self._reported
         self._reported = (trainer.step, seconds)
         milliseconds = 1000 * (seconds - last_seconds) / (trainer.step - last_step)
+        found = psnr(result.image, photo, result.mask).item()
+        terms["psnr"] = found
         trainer.monitor.losses(terms, milliseconds, trainer.model.num_gaussians, trainer.step)
         trainer.monitor.groups(trainer.optimizer, trainer.step)
-        found = psnr(result.image, photo, result.mask).item()
         total = sum(trainer.clock.seconds.values())
         progress.show(terms["total"], found, trainer.model.num_gaussians, milliseconds, total)
 

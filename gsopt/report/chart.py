@@ -60,7 +60,7 @@ def line_chart(
         return ""
     xs = [step for line in lines for step, _ in line.points]
     ys = [value for line in lines for _, value in line.points]
-    x_axis = Axis(0 if min(xs) < 0.1 * max(xs) else min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    x_axis = Axis(0 if min(xs) < 0.2 * max(xs) else min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y_axis = Axis(*_padded(min(ys), max(ys), log, zero), HEIGHT - BOTTOM, TOP, log)
     shown = [line for line in lines if not line.faint]
     data = {
@@ -115,7 +115,7 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Some round values on it."""
-        if not self.log:
+        if not self.log or self.high < 3 * self.low:
             return _round_values(self.low, self.high)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         stride = max(1, math.ceil((last - first) / 6))
@@ -201,11 +201,10 @@ def _path(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     for x, y in places[1:]:
         path += f"H{x:.1f}V{y:.1f}" if line.steps else f"L{x:.1f} {y:.1f}"
     style = f"stroke:var(--c{line.color % COLORS})"
-    dash = DASHES[line.color // COLORS % len(DASHES)]
+    if dash := DASHES[line.color // COLORS % len(DASHES)]:
+        style += f";stroke-dasharray:{dash}"
     kind = "line faint" if line.faint else "line"
-    found = (
-        f'<path class="{kind}" d="{path}" style="{style}"{f" stroke-dasharray={dash!r}" if dash else ""}/>'
-    )
+    found = f'<path class="{kind}" d="{path}" style="{style}"/>'
     if line.dots:
         fill = f"fill:var(--c{line.color % COLORS})"
         found += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" style="{fill}"/>' for x, y in places)

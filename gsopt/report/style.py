@@ -42,6 +42,7 @@ rect.bar { fill: var(--c0); }
 .tip { position: absolute; pointer-events: none; background: var(--card); border: 1px solid var(--edge);
   border-radius: 8px; padding: 6px 10px; font-size: 12px; box-shadow: 0 4px 16px #0003; white-space: nowrap;
   font-variant-numeric: tabular-nums; z-index: 2; }
+.grid2 + .scroll, .grid3 + .scroll { margin-top: 14px; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--edge); border-radius: 12px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 16px; text-align: right; border-top: 1px solid var(--grid); font-weight: 400;
@@ -56,7 +57,7 @@ details { margin-top: 12px; } summary { cursor: pointer; color: var(--dim); font
 .view { margin: 0 0 14px; padding: 12px 16px 14px; }
 .view .head { display: flex; justify-content: space-between; gap: 16px; flex-wrap: wrap; font-size: 13.5px;
   margin-bottom: 8px; }
-.view .row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(150px, 1fr); gap: 8px;
+.view .row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(140px, 280px); gap: 8px;
   overflow-x: auto; }
 .view figure { margin: 0; } .view img { width: 100%; display: block; border-radius: 6px; background: #000; }
 .view figcaption { font-size: 12.5px; color: var(--dim); padding-top: 4px; display: flex;

@@ -153,9 +153,10 @@ def refinements(run: RunData) -> str:
     }
     if not any(totals.values()):
         return ""
-    begin = run.scalars["total_points"][0][1]
-    cells = [f"{begin:,.0f}", *(f"{value:,.0f}" for value in totals.values()), f"{gaussians(run):,}"]
-    return table(["", "first", *totals, "now"], [["Gaussians", *cells]], "numbers")
+    totals = {name: value for name, value in totals.items() if value}
+    first = run.scalars["total_points"][0][1]
+    cells = [f"{first:,.0f}", *(f"{value:,.0f}" for value in totals.values()), f"{gaussians(run):,}"]
+    return table(["", "at first", *totals, "now"], [["Gaussians", *cells]], "numbers")
 
 
 def settings(run: RunData) -> str:
