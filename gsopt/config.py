@@ -48,6 +48,7 @@ from gsopt.viewer_options import VIEWER_FLAGS, ViewerOptions
 from gsopt.warm_start import check_start, is_splat, model_of, read_start, started, warm_specs
 
 ITERATION_LISTS = ("test_iterations", "save_iterations")
+SESSION_FLAGS = VIEWER_FLAGS | {"log_json", "log_every"}  # no settings of the run
 DEFAULT_RESOLUTION, CPU_RESOLUTION = 1600, 640  # pixels of the longest side
 
 
@@ -147,7 +148,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     number; or none. Default: mcmc; none for Gaussians from a file without --start-step."""
     max_gaussians: int | None = None
     """No growth beyond so many Gaussians; mcmc and budget grow to so many, by default one for 65 pixels of
-    the training views, fewer in runs of under 7,000 iterations."""
+    the training views."""
     densify: DefaultStrategy = field(default_factory=DefaultStrategy)
     mcmc: MCMCStrategy = field(default_factory=MCMCStrategy)
     budget: BudgetStrategy = field(default_factory=BudgetStrategy)
@@ -177,18 +178,17 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     def of_run(cls, path: Path) -> "TrainConfig":
         """The settings a run was started with, set to resume it; change them with `dataclasses.replace`.
 
-        `log_json` is a matter of each session, not of the run.
 
         Raises InputError where there is no run.
         """
         path = Path(path)
         run = RunFolder.open(path)
         saved = from_json(cls, read_json(run.config), str(run.config))
-        return dataclasses.replace(saved, resume=path, output=path, log_json=False)
+        return dataclasses.replace(saved, resume=path, output=path)
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into config.json: all but how it is watched."""
-        return {name: value for name, value in to_json(self).items() if name not in VIEWER_FLAGS}
+        """What goes into config.json: all but how a session is watched."""
+        return {name: value for name, value in to_json(self).items() if name not in SESSION_FLAGS}
 
     def check(self) -> None:
         """Raise InputError, naming the flag, for values that cannot be used."""
@@ -205,8 +205,8 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
         check_start(self)
         self.check_points(self.init, is_splat=lambda: not self.resume and self._begins_with_splat())
         self.check_supervision()
-        self.check_viewer()
         self.check_progress()
+        self.check_viewer()
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed {self.seed}: expected at most {LARGEST_SEED}")
         for name in ITERATION_LISTS:

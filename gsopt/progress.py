@@ -1,17 +1,12 @@
-"""What the terminal shows of a run: a line with the time left or, for scripts, one JSON object a line.
+"""What the terminal shows of a run while it trains: one line, with the time that is left."""
 
-docs/monitoring.md has the objects and their fields.
-"""
-
-import json
-import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gsopt.errors import InputError
 from gsopt.eta import Eta
+from gsopt.log_json import tell
 
 if TYPE_CHECKING:
     from gsopt.trainer import Trainer
@@ -19,20 +14,6 @@ if TYPE_CHECKING:
 LOSSES_EVERY = 10  # steps between reports: events of losses, learning rates, counts, and the progress line
 PSNR_MEMORY = 0.9  # weight of the past in the running PSNR, one training view every LOSSES_EVERY steps
 ETA_EVERY = 0.5  # seconds between estimates of the time left
-VERSION = 1  # of the objects below: a field that goes or changes its meaning raises it, a new one does not
-EVENTS = {  # "event": its other fields, in order; of all steps are optimizer steps, seconds of the whole run
-    "start": (
-        *("version", "run", "scene", "format", "device", "train_views", "test_views", "width", "height"),
-        *("gaussians", "step", "iterations"),
-    ),
-    "progress": (*("step", "iterations", "loss", "psnr", "gaussians", "step_ms", "seconds", "eta_seconds"),),
-    "refine": (*("step", "gaussians", "cloned", "split", "pruned", "relocated", "added", "opacity_reset"),),
-    "eval": ("step", "gaussians", "seconds", "test", "train"),
-    "model": ("step", "path"),
-    "checkpoint": ("step", "path"),
-    "skip": ("step", "skipped", "message"),
-    "end": ("status", "message", "run", "step", "gaussians", "test", "train", "seconds"),
-}
 
 
 @dataclass(kw_only=True)
@@ -53,35 +34,8 @@ class ProgressOptions:
 
     def check_progress(self) -> None:
         """Raise InputError, naming the flag, for values that cannot be used."""
-        if self.quiet and self.log_json:
-            raise InputError("--quiet: one line of text is no JSON object; leave --quiet or --log-json away")
         if self.log_every < 1 or self.log_every % LOSSES_EVERY:
             raise InputError(f"--log-every {self.log_every}: expected a multiple of {LOSSES_EVERY}")
-
-
-def tell(event: str, **fields: Any) -> None:
-    """Print an event as one line of JSON; numbers that are not finite become null.
-
-    Raises ValueError for fields other than those of `EVENTS`.
-    """
-    if tuple(fields) != EVENTS[event]:
-        raise ValueError(f"{event}: expected the fields {EVENTS[event]}, found {tuple(fields)}")
-    print(json.dumps(_finite({"event": event} | fields), allow_nan=False), flush=True)
-
-
-def nothing(event: str, **fields: Any) -> None:
-    """Instead of `tell`, where nobody wants to know."""
-
-
-def teller(options: ProgressOptions) -> Callable[..., None]:
-    """What is to be called with every event of a run."""
-    return tell if options.log_json else nothing
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Progress:

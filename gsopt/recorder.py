@@ -17,9 +17,10 @@ from gsopt.device import peak_memory
 from gsopt.errors import InputError, is_disk_full
 from gsopt.evaluation import Metrics
 from gsopt.guards import NonFinite, diverged, is_out_of_memory
+from gsopt.log_json import teller
 from gsopt.metrics import psnr
 from gsopt.monitor import Monitor
-from gsopt.progress import LOSSES_EVERY, Progress, teller
+from gsopt.progress import LOSSES_EVERY, Progress
 from gsopt.ranks import RankError
 from gsopt.rundir import RunFolder, read_json, write_json
 from gsopt.strategy import Refinement
@@ -310,9 +311,10 @@ class Recorder:
         last_step, last_seconds = self._reported
         self._reported = (trainer.step, seconds)
         milliseconds = 1000 * (seconds - last_seconds) / (trainer.step - last_step)
+        found = psnr(result.image, photo, result.mask).item()
+        terms["psnr"] = found
         trainer.monitor.losses(terms, milliseconds, trainer.model.num_gaussians, trainer.step)
         trainer.monitor.groups(trainer.optimizer, trainer.step)
-        found = psnr(result.image, photo, result.mask).item()
         total = sum(trainer.clock.seconds.values())
         progress.show(terms["total"], found, trainer.model.num_gaussians, milliseconds, total)
 

@@ -30,7 +30,8 @@ HOUSE = {
     "perceptual": set(),
     "text": set(),
     "eta": {"schedules"},
-    "progress": {"eta"},
+    "log_json": set(),
+    "progress": {"eta", "log_json"},
     "monitor": {"pictures"},
     "summary": {"checkpoint", "rundir", "text"},
     "device": set(),
@@ -85,6 +86,7 @@ HOUSE["trainer"] = BELOW | {
 }
 HOUSE["bench"] = BELOW | {"group_options", "config", "recorder", "trainer"}
 HOUSE["viewer"] = BELOW | {"joint", "warm_start"}
+HOUSE["report"] = {"config", "errors", "groups", "metrics", "pictures", "rundir", "settings"}
 HOUSE["sweep"] = BELOW | {"config"}
 HOUSE["blocks"] = BELOW | {"config", "sweep"}
 HOUSE["commands"] = BELOW | {
@@ -97,6 +99,7 @@ HOUSE["commands"] = BELOW | {
         "trainer",
         "bench",
         "sweep",
+        "report",
         "viewer",
         "inspection",
         "prepare",

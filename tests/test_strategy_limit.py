@@ -57,12 +57,9 @@ def test_no_row_more_than_the_limit(name, limit, locked):
 
 
 @pytest.mark.parametrize("kind", [MCMCStrategy, BudgetStrategy])
-@pytest.mark.parametrize(
-    ("iterations", "expected"), [(30_000, 10_000), (7_000, 10_000), (1_750, 7_071), (100, 5_000)]
-)
-def test_the_limit_by_default_fits_the_length_of_the_run(kind, iterations, expected):
-    strategy = kind(training_pixels=650_000).resolve(iterations)
-    assert default_limit(strategy) == expected
+def test_the_limit_by_default_is_so_many_pixels_for_each(kind):
+    strategy = kind(training_pixels=650_000)
+    assert default_limit(strategy) == 10_000
     assert default_limit(replace(strategy, max_gaussians=77)) == 77
     assert default_limit(replace(strategy, pixels_per_gaussian=10.0)) == 65_000
 

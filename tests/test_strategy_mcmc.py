@@ -290,11 +290,7 @@ def test_the_limit_by_default_is_one_for_65_training_pixels():
 
 def test_settings_scale_with_the_run():
     assert MCMCStrategy().resolve(30_000) == MCMCStrategy(
-        refine_start_iter=500,
-        refine_stop_iter=25_000,
-        refine_every=100,
-        growth=1.05,
-        pixels_per_gaussian=65.0,
+        refine_start_iter=500, refine_stop_iter=25_000, refine_every=100, growth=1.05
     )
     short = MCMCStrategy(refine_start_iter=7).resolve(15_000)
     assert (short.refine_start_iter, short.refine_stop_iter, short.refine_every) == (7, 12_500, 100)

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "photos and points in, a trained splat out",
     "evaluate": "PSNR, SSIM, L1 and LPIPS of a run or a PLY, with pictures",
     "render": "pictures or a video of a run or a PLY: photographed views, an orbit, a path",
+    "report": "one HTML file about a run, or several side by side: curves, worst views, settings",
     "freeze_sweep": "a grid of runs: what freezing costs and brings, as table and picture",
     "partition": "a large COLMAP scene in overlapping blocks, each a scene of its own",
     "train_blocks": "the blocks of a partition trained, one run each",

@@ -6,12 +6,11 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsopt import checkpoint
 from gsopt.commands.flags import parse
-from gsopt.config import DEFAULT_STRATEGY, STRATEGIES, TrainConfig
+from gsopt.config import DEFAULT_STRATEGY, SESSION_FLAGS, STRATEGIES, TrainConfig
 from gsopt.datasets import Scene
 from gsopt.device import choose_device, describe
 from gsopt.errors import InputError
@@ -20,14 +19,13 @@ from gsopt.freeze_windows import parse_freezes
 from gsopt.group_options import fitted_rate
 from gsopt.joint_options import present_groups
 from gsopt.locks import locked_rows
+from gsopt.log_json import tell_end, tell_start, told
 from gsopt.model import ATTRIBUTES, GaussianModel
-from gsopt.progress import VERSION, teller
 from gsopt.ranks import Ranks, joined, restarts
 from gsopt.rundir import RunFolder, read_json
 from gsopt.settings import differences
 from gsopt.summary import last_line, summary
 from gsopt.trainer import Trainer
-from gsopt.viewer_options import VIEWER_FLAGS
 
 if TYPE_CHECKING:
     from gsopt.viewer.live import LiveViewer
@@ -54,7 +52,7 @@ def parse_and_run(argv: Sequence[str], ranks: Ranks) -> None:
         old = TrainConfig.of_run(config.resume)
         config = parse(TrainConfig, argv, "gsopt train", ABOUT, default=old)
         for name, before, after in differences(old, config) if ranks.first and config.talks else ():
-            if name.replace("-", "_") in VIEWER_FLAGS:  # no settings of the run
+            if name.replace("-", "_") in SESSION_FLAGS:  # no settings of the run
                 continue
             print(f"--{name}: {after} (the run had {before})")
     warn_of_idle(old, config, ranks.size)
@@ -108,32 +106,39 @@ def run(config: TrainConfig, ranks: Ranks | None = None) -> Metrics:
     ranks = ranks or Ranks()
     if not ranks.first:
         config = replace(config, quiet=True, log_json=False)
-    with told(config):
-        if config.resume and (done := ranks.tell(lambda: finished(config))):
-            what = f"{done:,} iterations are done; give a larger --iterations to go on"
-            metrics = read_json(RunFolder(config.resume).metrics)
-            if ranks.first and not config.log_json:
-                print(f"{config.resume} is finished: {what}")
-            tell_end(config, "done", f"the run was finished: {what}", config.resume, metrics)
-            return metrics
-        trainer = Trainer(config, ranks=ranks)
-        with watched(trainer) as viewer:
+    with contextlib.ExitStack() as session:
+        with told(config):
+            if config.resume and (done := ranks.tell(lambda: finished(config))):
+                return tell_finished(config, done, ranks.first)
+            trainer = Trainer(config, ranks=ranks)
+            viewer = session.enter_context(watched(trainer))
             if config.talks:
                 print("\n".join(opening(trainer, viewer)))
             tell_start(trainer)
             metrics = trainer.train()
+        if config.talks:
+            print("\n".join(summary(trainer.run, metrics)))
+            if viewer is not None:
+                print(f"look      gsopt view {trainer.run.path}")
+        elif ranks.first and not config.log_json:
+            print(last_line(trainer.run, metrics))
+        tell_end(config, "done", "", trainer.run.path, metrics)
+        if viewer is not None and config.viewer_stay:
             if config.talks:
-                print("\n".join(summary(trainer.run, metrics)))
-                if viewer is not None:
-                    print(f"look      gsopt view {trainer.run.path}")
-            elif ranks.first and config.quiet:
-                print(last_line(trainer.run, metrics))
-            tell_end(config, "done", "", trainer.run.path, metrics)
-            if viewer is not None and config.viewer_stay:
-                if config.talks:
-                    print("viewer    stays until Ctrl-C (--viewer-stay)")
-                with contextlib.suppress(KeyboardInterrupt):  # the run is done
-                    viewer.stay()
+                print("viewer    stays until Ctrl-C (--viewer-stay)")
+            with contextlib.suppress(KeyboardInterrupt):  # the run is done
+                viewer.stay()
+    return metrics
+
+
+def tell_finished(config: TrainConfig, done: int, first: bool) -> Metrics:
+    """Say that the run to resume has `done` all its iterations; its metrics."""
+    assert config.resume is not None
+    what = f"is finished: {done:,} iterations are done; give a larger --iterations to go on"
+    metrics = read_json(RunFolder(config.resume).metrics)
+    if first and not config.log_json:
+        print(f"{config.resume} {what}")
+    tell_end(config, "done", f"the run {what}", config.resume, metrics)
     return metrics
 
 
@@ -151,56 +156,6 @@ def watched(trainer: Trainer) -> Iterator["LiveViewer | None"]:
     finally:
         trainer.by_hand.watcher = None
         viewer.close()
-
-
-@contextlib.contextmanager
-def told(config: TrainConfig) -> Iterator[None]:
-    """A run that ends early ends with an object of --log-json, too; stderr has the message for a person."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        tell_end(config, "interrupted", str(stop))
-        raise
-    except Exception as error:
-        tell_end(config, "failed", str(error))
-        raise
-
-
-def tell_start(trainer: Trainer) -> None:
-    """The first object of --log-json."""
-    scene, camera = trainer.scene, trainer.scene.train[0].camera
-    teller(trainer.config)(
-        "start",
-        version=VERSION,
-        run=str(trainer.run.path),
-        scene=str(scene.path),
-        format=scene.format,
-        device=str(trainer.device),
-        train_views=len(scene.train),
-        test_views=len(scene.test),
-        width=camera.width,
-        height=camera.height,
-        gaussians=trainer.model.num_gaussians,
-        step=trainer.step,
-        iterations=trainer.config.iterations,
-    )
-
-
-def tell_end(
-    config: TrainConfig, status: str, message: str, run: Path | None = None, metrics: Metrics | None = None
-) -> None:
-    """The last object of --log-json: "done", "interrupted" or "failed"; null for what is not known."""
-    found = metrics or {}
-    teller(config)(
-        "end",
-        status=status,
-        message=" ".join(message.split()),
-        run=None if run is None else str(run),
-        step=found.get("iterations"),
-        gaussians=found.get("gaussians"),
-        **{split: found.get(split) for split in ("test", "train")},
-        seconds=found.get("seconds"),
-    )
 
 
 def finished(config: TrainConfig) -> int:

@@ -1,7 +1,7 @@
 """Growth to a number of Gaussians that is known before the run starts, along a fixed curve."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,6 +12,7 @@ from gsopt import surgery
 from gsopt.errors import InputError
 from gsopt.schedules import Steps, resolve_steps, scaled
 from gsopt.strategy.growth import (
+    PIXELS_PER_GAUSSIAN,
     allowed,
     check_limit,
     check_pixels,
@@ -20,7 +21,6 @@ from gsopt.strategy.growth import (
     children,
     default_limit,
     fit_in,
-    fitted_pixels,
 )
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
 from gsopt.strategy.statistics import ViewStatistics
@@ -52,13 +52,12 @@ class BudgetStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which grow_scale3d is relative to."""
     max_gaussians: int | None = None
-    """Gaussians at the end of growth; default: one for so many pixels of the training views, at most a
+    """Gaussians at the end of growth; default: one for 65 pixels of the training views, at most a
     million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians."""
-    pixels_per_gaussian: float | None = None
-    """Pixels of the training views for each Gaussian of that default; None: 65, in runs of under 7,000
-    iterations more, by the fourth root of 7,000 / iterations."""
+    pixels_per_gaussian: float = PIXELS_PER_GAUSSIAN
+    """Pixels of the training views for each Gaussian of that default."""
     grow_scale3d: float = 0.01
     """Up to this largest scale Gaussians are cloned, above split. Scene extents."""
     prune_opa: float = 0.005
@@ -79,10 +78,7 @@ class BudgetStrategy(Strategy):
         self._start: int | None = None  # Gaussians before the first refinement
 
     def resolve(self, iterations: int) -> Self:
-        found = resolve_steps(self, iterations)
-        if found.pixels_per_gaussian is None:
-            found = replace(found, pixels_per_gaussian=fitted_pixels(iterations))
-        return found
+        return resolve_steps(self, iterations)
 
     def plan(self, model: "GaussianModel") -> str:
         start = len(model.xyz) if self._start is None else self._start

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from gsopt.errors import InputError
 from gsopt.geometry import quat_to_rotmat
-from gsopt.schedules import FIRST_LOOK
 from gsopt.strategy.protocol import movable, row_names
 
 if TYPE_CHECKING:
     from gsopt.model import GaussianModel
 
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of both halves, divided by this
-PIXELS_PER_GAUSSIAN = 65  # 195 colour values are seen for the 59 numbers of a Gaussian
+PIXELS_PER_GAUSSIAN = 65.0  # 195 colour values are seen for the 59 numbers of a Gaussian
 MOST_BY_DEFAULT = 1_000_000  # gsplat's cap_max: more have to be asked for
 Rows = dict[str, Tensor]  # new rows of each per-Gaussian parameter, by name
 
@@ -124,7 +123,7 @@ def check_limit(limit: int | None, model: "GaussianModel") -> None:
 
 def check_pixels(flag: str, strategy: Any) -> None:
     """Raise InputError, naming FLAG.pixels-per-gaussian, where that is not above 0."""
-    if (value := strategy.pixels_per_gaussian) is not None and value <= 0:
+    if (value := strategy.pixels_per_gaussian) <= 0:
         raise InputError(
             f"pixels_per_gaussian: expected more than 0, found {value:g}; change {flag}.pixels-per-gaussian"
         )
@@ -139,14 +138,4 @@ def default_limit(strategy: Any) -> int | None:
         return strategy.max_gaussians
     if strategy.training_pixels is None:
         return None
-    pixels = strategy.pixels_per_gaussian or PIXELS_PER_GAUSSIAN
-    return min(int(strategy.training_pixels / pixels), MOST_BY_DEFAULT)
-
-
-def fitted_pixels(iterations: int) -> float:
-    """Pixels of the training views for each Gaussian in a run of so many iterations: 65 from 7,000 on.
-
-    In shorter runs more, by the fourth root of 7,000 / iterations, at most twice: a Gaussian that has few
-    steps to find its place is worth less of the time it takes (docs/strategies.md has the figures).
-    """
-    return PIXELS_PER_GAUSSIAN * min(2.0, max(1.0, (FIRST_LOOK / iterations) ** 0.25))
+    return min(int(strategy.training_pixels / strategy.pixels_per_gaussian), MOST_BY_DEFAULT)

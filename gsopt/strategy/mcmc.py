@@ -15,13 +15,13 @@ from gsopt import surgery
 from gsopt.errors import InputError
 from gsopt.schedules import REFERENCE_ITERATIONS, Steps, resolve_steps, scaled
 from gsopt.strategy.growth import (
+    PIXELS_PER_GAUSSIAN,
     Rows,
     check_limit,
     check_pixels,
     check_positive,
     check_resolved,
     default_limit,
-    fitted_pixels,
 )
 from gsopt.strategy.noise import perturb, rows_below, turned
 from gsopt.strategy.protocol import Refinement, Strategy, movable, row_names
@@ -69,13 +69,12 @@ class MCMCStrategy(Strategy):
     scene_scale: float = 1.0
     """Extent of the scene in world units, which noise and scales are relative to."""
     max_gaussians: int | None = None
-    """Most Gaussians (gsplat's cap_max); default: one for so many pixels of the training views, at most
+    """Most Gaussians (gsplat's cap_max); default: one for 65 pixels of the training views, at most
     a million."""
     training_pixels: int | None = None
     """Pixels of all training views, for the default of max_gaussians; without either there is no limit."""
-    pixels_per_gaussian: float | None = None
-    """Pixels of the training views for each Gaussian of that default; None: 65, in runs of under 7,000
-    iterations more, by the fourth root of 7,000 / iterations."""
+    pixels_per_gaussian: float = PIXELS_PER_GAUSSIAN
+    """Pixels of the training views for each Gaussian of that default."""
     noise_lr: float = 5e5
     """The noise is this times the learning rate of xyz times the covariance; 0 for none."""
     refine_start_iter: Steps = scaled(500)
@@ -102,8 +101,6 @@ class MCMCStrategy(Strategy):
         if found.growth is None:
             times = found.refine_every / max(100 * iterations / REFERENCE_ITERATIONS, 20)
             found = replace(found, growth=GROWTH ** max(times, 1))
-        if found.pixels_per_gaussian is None:
-            found = replace(found, pixels_per_gaussian=fitted_pixels(iterations))
         return found
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]  # for a checkout that is not install
 LOOK_EVERY = 0.2  # seconds between looks at the processes
 TAIL = 4096  # bytes of a log that are searched for its last line
 # settings that a run's result does not depend on
-INDIFFERENT = {"output", "resume", "threads", "cache", "quiet", "log-json", "log-every"}
+INDIFFERENT = {"output", "resume", "threads", "cache", "quiet"}
 
 
 def owned(folder: Path) -> AbstractContextManager[int]:
