@@ -1,7 +1,6 @@
 """What only a CUDA device can show; skipped without one. The first use builds gsplat's kernels: minutes."""
 
 import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,8 +89,12 @@ def test_what_is_frozen_keeps_its_bits(strategy, ball, tmp_path):
         assert getattr(trainer.model, name) not in trainer.optimizer.state
 
 
-def waits(trainer: Trainer) -> Counter[str]:
-    """Files of ours that let one step wait for the device, as torch reports them."""
+SYNCHRONIZING = "called a synchronizing CUDA operation"  # what torch says of each wait, on stderr from C++
+
+
+def waits(trainer: Trainer, capfd: pytest.CaptureFixture) -> int:
+    """How often one step waits for the device, as torch reports it."""
+    capfd.readouterr()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -99,17 +102,18 @@ def waits(trainer: Trainer) -> Counter[str]:
             trainer.train_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    seen = (Path(w.filename) for w in caught if "called a synchronizing" in str(w.message))
-    return Counter(path.name for path in seen if "gsopt" in path.parts)
+    told = [capfd.readouterr().err, *(str(warning.message) for warning in caught)]
+    return sum(text.count(SYNCHRONIZING) for text in told)
 
 
-def test_a_step_waits_once_for_the_device(ball, tmp_path):
-    """What `test_meta` counts on a CPU is what torch reports."""
+def test_a_step_waits_once_for_the_device(ball, tmp_path, capfd):
+    """What `test_meta` counts on a CPU; gsplat's own look at the number of intersections may come to it."""
     config = TrainConfig(scene=ball, output=tmp_path / "run", iterations=200, device="cuda", quiet=True)
     trainer = Trainer(replace(config, coarse_to_fine=False))
     for _ in range(3):
         trainer.train_step()
-    assert [waits(trainer) for _ in range(3)] == [Counter({"guards.py": 1})] * 3
+    found = {waits(trainer, capfd) for _ in range(3)}
+    assert found in ({1}, {2})
 
 
 def test_a_resumed_run_goes_on(ball, tmp_path):
