@@ -17,17 +17,8 @@ from gsopt.commands import main
 from gsopt.report import chart, seen, worst
 from gsopt.report.data import read_run, told_apart
 
-FLAGS = (
-    "--iterations",
-    "60",
-    "--device",
-    "cpu",
-    "--quiet",
-    "--strategy",
-    "default",
-    "--densify.refine-every",
-    "20",
-)
+FLAGS = ("--iterations", "60", "--device", "cpu", "--quiet")
+DENSIFY = ("--strategy", "default", "--densify.refine-every", "20")
 GROW = ("--densify.grow-grad2d", "1e-6")
 
 
