@@ -21,6 +21,12 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL)
 
 
+def shell(page: str) -> list[str]:
+    """What a reader types: its blocks of bash, and the lines of its transcripts that begin with a $."""
+    transcripts = ("\n".join(re.findall(r"^\$ (.*)$", block, re.MULTILINE)) for block in blocks(page, ""))
+    return [*blocks(page, "bash"), *filter(None, transcripts)]
+
+
 def prose(page: str) -> str:
     """The document without its blocks of code."""
     return re.sub(r"^```.*?^```", "", read(page), flags=re.MULTILINE | re.DOTALL)
