@@ -166,8 +166,7 @@ def _cases(
 
 
 def scene_settings(config: BenchConfig, device: str, threads: int) -> TrainConfig:
-    """Settings of a training of --scene."""
-    assert config.scene is not None
+    """Settings of a training of --scene; of none where there is none."""
     return TrainConfig(
         scene=config.scene,
         init=config.init,
