@@ -189,7 +189,7 @@ def test_a_video_has_the_frames(render, frames, tmp_path, options, fps, capsys):
         found = frames(file)
         wanted = np.stack([pixels(png) for png in expected[number::3]])
         assert found.shape == wanted.shape
-        assert np.abs(found.astype(int) - wanted).mean() < 8  # colours at half the resolution, in pictures of 24 pixels
+        assert np.abs(found.astype(int) - wanted).mean() < 8  # colours at half the resolution
     seconds = len(wanted) / fps
     assert f"out.mp4: {len(wanted)} frames, {seconds:.1f} s, " in capsys.readouterr().out
     assert not list(tmp_path.glob(".*"))

@@ -168,7 +168,7 @@ def _cases(
 def scene_settings(config: BenchConfig, device: str, threads: int) -> TrainConfig:
     """Settings of a training of --scene; of none where there is none."""
     return TrainConfig(
-        scene=config.scene,
+        scene=cast(Path, config.scene),
         init=config.init,
         resolution=config.resolution,
         iterations=config.iterations,
