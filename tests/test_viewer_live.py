@@ -38,6 +38,7 @@ def config(ball, tmp_path):
         test_iterations=(),
         save_iterations=(),
         strategy="none",
+        fit_rates=False,  # rates that stay where they are until the page moves them
         sh_degree=1,
         device="cpu",
         quiet=True,
