@@ -34,6 +34,8 @@ class ProgressOptions:
 
     def check_progress(self) -> None:
         """Raise InputError, naming the flag, for values that cannot be used."""
+        if self.quiet and self.log_json:
+            raise InputError("--quiet: one line of text is no JSON object; leave --quiet or --log-json away")
         if self.log_every < 1 or self.log_every % LOSSES_EVERY:
             raise InputError(f"--log-every {self.log_every}: expected a multiple of {LOSSES_EVERY}")
 

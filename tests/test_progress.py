@@ -159,6 +159,7 @@ def test_lines_for_a_person(ball, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
+        (["--quiet", "--log-json"], "--quiet: one line of text is no JSON object"),
         (["--log-every", "25"], "--log-every 25: expected a multiple of 10"),
         (["--log-every", "0"], "--log-every 0: expected a multiple of 10"),
     ],
