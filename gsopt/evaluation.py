@@ -94,6 +94,19 @@ def _rasterized(
     return images, alphas, info
 
 
+def beside_photo(
+    render: Render, view: View, number: int | None, background: Tensor, **options: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A view's image, clipped to 0..1, and its photo, [H, W, 3] both, with its mask [H, W] or None.
+
+    All on the device of `background`. `render`, `number` and `options` are those of :func:`evaluate_scene`.
+    """
+    image, _ = render(view.camera, background, number, **options)
+    photo = view.rgb(background.cpu()).to(background.device)
+    view.release()
+    return image.clamp(0, 1), photo, None if view.mask is None else view.mask.to(background.device)
+
+
 @torch.no_grad()
 def evaluate_scene(
     render: Render,
@@ -122,11 +135,8 @@ def evaluate_scene(
 
     def look(job: tuple[str, int, int | None, View]) -> tuple[dict[str, float], tuple[Tensor, ...]]:
         _, index, number, view = job
-        image, _ = render(view.camera, background, number, **options)
-        image, photo = image.clamp(0, 1), view.rgb(background.cpu()).to(background.device)
-        view.release()
+        image, photo, mask = beside_photo(render, view, number, background, **options)
         wanted = on_view is not None and (shown is None or index < shown)
-        mask = None if view.mask is None else view.mask.to(image.device)
         return image_metrics(image, photo, mask), (image.cpu(), photo.cpu()) if wanted else ()
 
     views: dict[str, dict[str, dict[str, float]]] = {"test": {}, "train": {}}

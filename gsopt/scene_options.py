@@ -31,9 +31,8 @@ class SceneOptions:
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value}: expected 1 or more")
         if self.init_points is not None:
-            other = f"--init-max {self.init_max}" if self.init_max is not None else None
-            other = f"--init {init}" if init else other
-            if other:
+            others = (("init", init), ("init-max", self.init_max))
+            if other := next((f"--{name} {value}" for name, value in others if value is not None), None):
                 raise InputError(
                     f"--init-points {self.init_points}: are random points, and {other} is about others; "
                     "leave one of the two away"

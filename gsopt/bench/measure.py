@@ -2,10 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from gsopt import native
 from gsopt.bench.machine import Probes, Speed
@@ -164,9 +164,7 @@ class Case:
     @cached_property
     def parts(self) -> dict[str, float]:
         """Median seconds of each part of a step (`Step.parts`), in the order of a step."""
-        return {
-            name: value for name, value in medians(s.parts for s in self.steps).items() if value is not None
-        }
+        return cast("dict[str, float]", medians(step.parts for step in self.steps))  # no part is None
 
     @cached_property
     def work(self) -> dict[str, float]:
@@ -227,12 +225,12 @@ class Case:
 def medians(rows: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
     """Median of each key over rows that have the same keys; None where a row has None."""
     rows = list(rows)
-    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-    found: dict[str, float | None] = {}
-    for name, values in columns.items():
-        numbers = [value for value in values if value is not None]
-        found[name] = statistics.median(numbers) if len(numbers) == len(values) else None
-    return found
+    return {name: _median([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return statistics.median(numbers) if len(numbers) == len(values) else None
 
 
 def _median_step(steps: list[Step]) -> float:

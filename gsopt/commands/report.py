@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from gsopt.commands.flags import parse
 from gsopt.commands.sources import SourceOptions, load_source
 from gsopt.errors import InputError
+from gsopt.evaluation import beside_photo
 from gsopt.report import Seen, page, read_run, seen, told_apart, worst
 from gsopt.summary import size_text
 
@@ -65,12 +66,9 @@ def rendered(path: Path) -> dict[str, Seen]:
         source = load_source(path, SourceOptions())
     except InputError as error:
         raise InputError(f"{error} (a report without pictures needs neither: --views 0)") from error
-    scene, found = source.scene, {}
+    scene, options, found = source.scene, source.config.render_options(), {}
     for index, view in enumerate(scene.test or scene.train):
         number = None if scene.test else index
-        image, _ = source.joint.render(
-            view.camera, source.background, number, **source.config.render_options()
-        )
-        photo = view.rgb(source.background.cpu())
-        found[view.camera.name] = seen(image.clamp(0, 1).cpu(), photo, view.mask)
+        image, photo, mask = beside_photo(source.joint.render, view, number, source.background, **options)
+        found[view.camera.name] = seen(image.cpu(), photo.cpu(), None if mask is None else mask.cpu())
     return found

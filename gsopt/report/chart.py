@@ -124,6 +124,11 @@ class Axis:
         return [value for value in values if self.low <= value <= self.high]
 
 
+def key(color: int, content: str) -> str:
+    """An entry of a legend: a patch of the colour, and HTML."""
+    return f'<span class="key"><i style="background:var(--c{color % COLORS})"></i>{content}</span>'
+
+
 def number(value: float) -> str:
     """A short text: 12k, 3.4M, 0.025, 1e-05."""
     size = abs(value)
@@ -214,10 +219,7 @@ def _path(line: Line, x_axis: Axis, y_axis: Axis) -> str:
 def _card(
     title: str, note: str, drawing: Sequence[str], data: dict | None, legend: Sequence[tuple[str, int]]
 ) -> str:
-    keys = "".join(
-        f'<span class="key"><i style="background:var(--c{color % COLORS})"></i>{escape(name)}</span>'
-        for name, color in legend
-    )
+    keys = "".join(key(color, escape(name)) for name, color in legend)
     about = "" if data is None else f' data-chart="{escape(json.dumps(data, separators=(",", ":")))}"'
     head = f"<h3>{escape(title)}</h3>" + (f'<p class="note">{escape(note)}</p>' if note else "")
     return (

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gsopt.report.chart import Line, bar_chart, line_chart, smooth
-from gsopt.report.data import TOTAL_LOSS, RunData
+from gsopt.report.data import CHANGES, TOTAL_LOSS, RunData
 
 RUNNING_PSNR = "train_loss_patches/psnr"
 
@@ -94,14 +94,13 @@ def population_charts(run: RunData) -> list[str]:
     found = []
     changes = [
         Line(name, run.scalars[f"gaussians/{name}"], index, dots=True)
-        for index, name in enumerate(("cloned", "split", "pruned", "relocated", "added"))
+        for index, name in enumerate(CHANGES)
         if any(value for _, value in run.scalars.get(f"gaussians/{name}", []))
     ]
     found.append(line_chart("Refinement", changes, zero=True, note="Gaussians in each"))
     for tag, title, note in (
         ("scene/opacity_histogram", "Opacity", "0 to 1, at the newest test"),
         ("scene/scale_histogram", "Size", "log10 of the largest standard deviation, world units"),
-        ("scene/age_histogram", "Age", "steps since a Gaussian began"),
     ):
         if tag in run.histograms:
             histogram = run.histograms[tag]

@@ -9,8 +9,10 @@ from gsopt.config import TrainConfig
 from gsopt.errors import InputError
 from gsopt.groups import GroupSpec
 from gsopt.rundir import RunFolder, read_json
+from gsopt.settings import differences
 
 TOTAL_LOSS = "train_loss_patches/total_loss"
+CHANGES = ("cloned", "split", "pruned", "relocated", "added")  # of Gaussians, tags gaussians/...
 ALWAYS_SHOWN = ("scene", "iterations", "resolution", "strategy", "optimizer", "seed")
 OF_THE_PLACE = {"scene", "output", "resume", "iterations", "schedule-iterations", "resolution", "quiet"}
 Points = list[tuple[int, float]]  # of a curve: step, value
@@ -61,8 +63,6 @@ class RunData:
             iterations=self.config.iterations,
             schedule_iterations=self.config.schedule_iterations,
         ).resolved("cpu")
-        from gsopt.settings import differences
-
         return [entry for entry in differences(plain, self.config) if entry[0] not in OF_THE_PLACE]
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from gsopt.report.data import ALWAYS_SHOWN, RunData
+from gsopt.report.chart import COLORS, key
+from gsopt.report.data import ALWAYS_SHOWN, CHANGES, RunData
 from gsopt.settings import differences
 
 STAGES = ("load", "train", "evaluate", "save")  # in the order of a run; others follow
@@ -26,7 +27,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") 
 
 def run_name(run: RunData, index: int) -> str:
     """Its name with the colour it has in charts."""
-    return f'<span class="key"><i style="background:var(--c{index % 8})"></i>{escape(run.name)}</span>'
+    return key(index, escape(run.name))
 
 
 def overview(runs: Sequence[RunData]) -> str:
@@ -105,13 +106,15 @@ def time_bar(run: RunData) -> str:
         return ""
     order = sorted(seconds, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
     parts = "".join(
-        f'<i style="width:{100 * seconds[name] / total:.2f}%;background:var(--c{index % 8})" '
+        f'<i style="width:{100 * seconds[name] / total:.2f}%;background:var(--c{index % COLORS})" '
         f'title="{escape(name)}: {seconds[name]:,.1f} s"></i>'
         for index, name in enumerate(order)
     )
     keys = "".join(
-        f'<span class="key"><i style="background:var(--c{index % 8})"></i>{escape(name)} '
-        f"{seconds[name]:,.1f} s <small>{100 * seconds[name] / total:.0f}%</small></span>"
+        key(
+            index,
+            f"{escape(name)} {seconds[name]:,.1f} s <small>{100 * seconds[name] / total:.0f}%</small>",
+        )
         for index, name in enumerate(order)
     )
     return f'<div class="bar-row"><div class="stages">{parts}</div><div class="legend">{keys}</div></div>'
@@ -147,10 +150,7 @@ def _frozen(spec: Any) -> str:
 
 def refinements(run: RunData) -> str:
     """How many Gaussians were cloned, split, pruned, ... in all; "" where none was."""
-    totals = {
-        name: sum(value for _, value in run.scalars.get(f"gaussians/{name}", []))
-        for name in ("cloned", "split", "pruned", "relocated", "added")
-    }
+    totals = {name: sum(value for _, value in run.scalars.get(f"gaussians/{name}", [])) for name in CHANGES}
     if not any(totals.values()):
         return ""
     totals = {name: value for name, value in totals.items() if value}

@@ -43,10 +43,13 @@ def draw(results: Sequence[Result], cells: Sequence[Configuration], path: Path) 
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     over_time, over_steps = figure.subplots(1, 2, sharey=True)
     for index, cell in enumerate(cells):
-        points = [point for point in curve(results, cell) if point[2].mean is not None]
-        psnr = [mean.mean or 0.0 for *_, mean in points]
-        spread = [mean.spread or 0.0 for *_, mean in points]
-        low, high = ([y + sign * s for y, s in zip(psnr, spread, strict=True)] for sign in (-1.0, 1.0))
+        points = [
+            (step, seconds, found.mean, found.spread or 0.0)
+            for step, seconds, found in curve(results, cell)
+            if found.mean is not None
+        ]
+        psnr = [mean for *_, mean, _ in points]
+        low, high = ([mean + sign * spread for *_, mean, spread in points] for sign in (-1.0, 1.0))
         look = {"color": f"C{index % 10}", "linestyle": STYLES[index // 10 % len(STYLES)]}
         for axes, xs in ((over_time, [p[1] for p in points]), (over_steps, [p[0] for p in points])):
             axes.plot(xs, psnr, label=cell.name, marker="." if len(points) < 20 else None, **look)
