@@ -26,6 +26,7 @@ from gsopt.group_options import (
     attribute_name,
     check_freezes,
     check_groups,
+    fitted_rate,
     group_specs,
     named_options,
 )
@@ -177,7 +178,6 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
     @classmethod
     def of_run(cls, path: Path) -> "TrainConfig":
         """The settings a run was started with, set to resume it; change them with `dataclasses.replace`.
-
 
         Raises InputError where there is no run.
         """
@@ -337,9 +337,7 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
 
     def specs(self, extent: float) -> dict[str, GroupSpec]:
         """The group table: the original's, with what these settings change."""
-        length = self.schedule_iterations or self.iterations
-        if self.init_rates == "restart":
-            length = max(1, length - (self.start_step or 0))
+        length = self._rate_iterations
         own = group_specs(
             self.groups,
             extent,
@@ -352,6 +350,11 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
         if self.init_rates is not None:
             own = warm_specs(own, self, length)
         return own | joint_specs(self, extent)
+
+    @property
+    def _rate_iterations(self) -> int:  # length of the run that rates and their schedules are made for
+        length = self.schedule_iterations or self.iterations
+        return max(1, length - (self.start_step or 0)) if self.init_rates == "restart" else length
 
     def make_strategy(self, scene: Scene) -> Strategy:
         """A fresh strategy for a scene, with what its settings leave to the scene."""
@@ -366,6 +369,9 @@ class TrainConfig(SceneOptions, SupervisionOptions, ViewerOptions, ProgressOptio
             changes["max_gaussians"] = self.max_gaussians
         if hasattr(settings, "training_pixels") and settings.training_pixels is None:
             changes["training_pixels"] = sum(v.camera.width * v.camera.height for v in scene.train)
+        if isinstance(settings, MCMCStrategy) and self.fit_rates and self.groups.xyz.lr is None:
+            # noise as large as the original rate makes it: raised with the rate it blurs what short runs find
+            changes["noise_lr"] = settings.noise_lr / fitted_rate("xyz", self._rate_iterations)
         return dataclasses.replace(settings, **changes)
 
 

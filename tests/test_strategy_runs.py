@@ -11,6 +11,7 @@ from test_trainer import bits, same_bits
 from gsopt.commands.train import opening
 from gsopt.config import TrainConfig
 from gsopt.datasets import load_scene
+from gsopt.group_options import GroupOptions, Groups
 from gsopt.strategy import (
     BudgetStrategy,
     DefaultStrategy,
@@ -158,6 +159,19 @@ SCENES = {  # flags: what the strategy gets from settings and scene
         dict(strategy="budget", budget=BudgetStrategy(training_pixels=500)),
         BudgetStrategy,
         dict(training_pixels=500),
+    ),
+    "noise": (dict(strategy="mcmc"), MCMCStrategy, dict(noise_lr=5e5)),
+    "noise, rates fit a short run": (dict(iterations=1875), MCMCStrategy, dict(noise_lr=5e5 / 4)),
+    "noise, the original rates": (dict(iterations=1875, fit_rates=False), MCMCStrategy, dict(noise_lr=5e5)),
+    "noise, a rate given": (
+        dict(iterations=1875, groups=Groups(xyz=GroupOptions(lr=1e-3))),
+        MCMCStrategy,
+        dict(noise_lr=5e5),
+    ),
+    "noise given": (
+        dict(iterations=1875, mcmc=MCMCStrategy(noise_lr=2e5)),
+        MCMCStrategy,
+        dict(noise_lr=2e5 / 4),
     ),
     "none": (dict(strategy="none"), NoStrategy, {}),
 }

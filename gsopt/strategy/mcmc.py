@@ -76,7 +76,7 @@ class MCMCStrategy(Strategy):
     pixels_per_gaussian: float = PIXELS_PER_GAUSSIAN
     """Pixels of the training views for each Gaussian of that default."""
     noise_lr: float = 5e5
-    """The noise is this times the learning rate of xyz times the covariance; 0 for none."""
+    """The noise is this times the learning rate of xyz, before --fit-rates, times the covariance; 0: none."""
     refine_start_iter: Steps = scaled(500)
     """Gaussians are relocated and added after this step. Scaled."""
     refine_stop_iter: Steps = scaled(25_000)
